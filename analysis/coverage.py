@@ -1,0 +1,81 @@
+"""Do the 90 % intervals cover 90 %? Synthetic sweeps with a known truth, as in
+
+    python -m analysis.coverage --sweeps 100
+
+Each sweep is a grid of N (16x) by D (16x) with 0.3 to 0.5 % noise; runs above a quarter of the largest compute are held
+out, and the rest is fitted by a law that is right, chosen by validation, or wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pandas as pd
+
+from analysis.fit import fit
+from analysis.laws import LAWS
+from analysis.runs import Runs, read_runs
+from analysis.select import choose_law
+from analysis.uncertainty import bootstrap, predict_interval
+
+# Planted truths with losses from 2 down to 1.2 over 1e4 to 1.6e5 parameters and 5e5 to 8e6 tokens.
+TRUTHS = {
+    "chinchilla": {"E": 0.9, "A": 28.0, "B": 70.0, "alpha": 0.40, "beta": 0.36},
+    "kaplan": {"E": 0.6, "N_c": 2e4, "D_c": 1.2e6, "alpha_N": 0.35, "alpha_D": 0.45},
+    "coupled": {"E": 0.7, "A": 600.0, "B": 3e4, "alpha": 0.7, "beta": 0.8, "gamma": 0.45},
+}
+GRIDS = ((4, 4), (5, 5), (6, 5))
+
+
+def sweep(truth: str, shape: tuple[int, int], rng, noise: float | None = None) -> Runs:
+    """A sweep of shape (sizes, horizons) under the planted truth, its dearest runs held out."""
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1.6e5, shape[0]), np.geomspace(5e5, 8e6, shape[1])))
+    noise = rng.uniform(0.003, 0.005) if noise is None else noise
+    loss = LAWS[truth].loss(TRUTHS[truth], n, d) * np.exp(noise * rng.standard_normal(n.size))
+    frame = pd.DataFrame({"n_compute": n, "tokens": d, "flops": 6 * n * d, "loss": loss})
+    return read_runs(frame, holdout=f"flops > {1.01 * frame['flops'].max() / 4:.6g}")
+
+
+def measure(truth: str, shape: tuple[int, int], law: str, sweeps: int, draws: int = 200, seed: int = 0) -> dict:
+    """Coverage, mean |error| and half width of the held-out predictions, and how often the true law was taken."""
+    rng = np.random.default_rng([seed, *shape])
+    inside, errors, widths, right = [], [], [], 0
+    for i in range(sweeps):
+        runs = sweep(truth, shape, rng)
+        name, validation = law, None
+        if law == "auto":
+            name, scores = choose_law(runs)
+            validation = scores[name].backtest
+        one = bootstrap(fit(runs, name), runs, draws, seed=i, validation=validation)
+        held = runs.take(runs.holdout)
+        predicted, low, high = predict_interval(one, held.n, held.d)
+        inside.append(np.mean((low <= held.loss) & (held.loss <= high)))
+        errors.append(np.mean(np.abs(predicted / held.loss - 1)))
+        widths.append(np.mean((high - low) / (2 * predicted)))
+        right += name == truth
+    return {
+        "truth": truth,
+        "law": law,
+        "fitted": int((~runs.holdout).sum()),
+        "held out": int(runs.holdout.sum()),
+        "coverage": float(np.mean(inside)),
+        "mean error %": 100 * float(np.mean(errors)),
+        "half width %": 100 * float(np.median(widths)),
+        "true law taken": right / sweeps,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="coverage of 90 % prediction intervals on synthetic sweeps")
+    parser.add_argument("--sweeps", type=int, default=100, help="sweeps per row (default 100)")
+    sweeps = parser.parse_args().sweeps
+    rows = []
+    for shape in GRIDS:
+        for truth in TRUTHS:
+            rows += [measure(truth, shape, law, sweeps) for law in dict.fromkeys((truth, "auto", "chinchilla"))]
+    print(pd.DataFrame(rows).to_string(index=False, float_format="%.3g"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The shape of a transformer, checked where it is made. Importing this file does not import JAX."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from models.errors import InputError
+
+ACTIVATIONS = ("swiglu", "gelu", "relu2")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer. Fields left None are resolved when the object is made, so equal models compare equal.
+
+    Raises InputError where the sizes do not fit together.
+    """
+
+    vocab_size: int = 256  #: V, tokens in the vocabulary; must equal the tokenizer's
+    d_model: int = 64  #: D, width of the residual stream
+    n_layers: int = 4  #: L, number of blocks
+    n_heads: int = 4  #: H, query heads; divides d_model
+    n_kv_heads: int | None = None  #: G, key/value heads; divides n_heads (default: n_heads)
+    d_ff: int | None = None  #: F, feed-forward width (default: 8/3 D for swiglu, else 4 D, in steps of 8)
+    activation: str = "swiglu"  #: swiglu, gelu or relu2 (squared ReLU)
+    qk_norm: bool = True  #: RMSNorm on queries and keys, per head
+    tied: bool = False  #: the output head is the embedding, transposed
+    logit_softcap: float = 0.0  #: c tanh(logits / c); 0 is off
+    z_loss: float = 0.0  #: weight of log(Z)^2 in the training loss (PaLM, 2204.02311 section 5); 0 is off
+    rope_theta: float = 10_000.0  #: base of the rotary frequencies (2104.09864)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"model.{name} = {value!r}: expected a whole number of at least 1")
+        if self.activation not in ACTIVATIONS:
+            raise InputError(f"model.activation = {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+        for name in ("logit_softcap", "z_loss"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"model.{name} = {getattr(self, name)!r}: expected a number of at least 0")
+        if not 1 < self.rope_theta < float("inf"):
+            raise InputError(f"model.rope_theta = {self.rope_theta!r}: expected a number above 1")
+        if self.d_model % self.n_heads:
+            divisors = [h for h in range(1, self.d_model + 1) if self.d_model % h == 0]
+            nearest = min(divisors, key=lambda h: abs(h - self.n_heads))
+            raise InputError(
+                f"model.n_heads = {self.n_heads} does not divide model.d_model = {self.d_model}; "
+                f"the nearest that does is {nearest}"
+            )
+        if self.head_dim % 2:
+            raise InputError(
+                f"model.d_model / model.n_heads = {self.head_dim}: rotary positions need an even head width; "
+                "change model.n_heads"
+            )
+        if self.n_kv_heads is None:
+            object.__setattr__(self, "n_kv_heads", self.n_heads)
+        if self.n_heads % self.n_kv_heads:
+            raise InputError(f"model.n_kv_heads = {self.n_kv_heads} does not divide model.n_heads = {self.n_heads}")
+        if self.d_ff is None:
+            object.__setattr__(self, "d_ff", default_d_ff(self.d_model, self.activation))
+
+    @property
+    def head_dim(self) -> int:
+        """K, the width of one head."""
+        return self.d_model // self.n_heads
+
+
+def default_d_ff(d_model: int, activation: str) -> int:
+    """Feed-forward width that keeps a block at 12 D^2 parameters: 8/3 D with a gate, 4 D without, in steps of 8."""
+    return max(8, 8 * round(d_model * (8 / 3 if activation == "swiglu" else 4) / 8))
+
+
+def replace(config: ModelConfig, **changes) -> ModelConfig:
+    """`dataclasses.replace` that resolves d_ff and n_kv_heads anew unless they are among the changes."""
+    fields = dataclasses.asdict(config) | {"d_ff": None, "n_kv_heads": None} | changes
+    return ModelConfig(**fields)

@@ -1,0 +1,146 @@
+"""Parameters, FLOPs and bytes from a config, and back: the best-shaped config for a wanted N. No JAX here.
+
+Three counts of N (see docs/conventions.md): which one is used moves a fitted exponent from 0.37 to 0.70 on the same runs,
+so all three are always kept side by side.
+"""
+
+import math
+from typing import NamedTuple
+
+from models.config import ModelConfig, default_d_ff
+from models.errors import InputError
+
+
+class Counts(NamedTuple):
+    """Parameters of a model, in numbers of float32 values."""
+
+    n_nonembedding: int  #: without embedding and head (Kaplan 2001.08361)
+    n_compute: int  #: that plus the output head, tied or not: what each token is multiplied with
+    n_total: int  #: all arrays
+
+
+def counts(config: ModelConfig) -> Counts:
+    """The three N of `config`; a test asserts that n_total is the number of values `init` makes."""
+    D, K = config.d_model, config.head_dim
+    H, G = config.n_heads, config.n_kv_heads
+    attention = D * (H + 2 * G) * K + H * K * D + (2 * K if config.qk_norm else 0)
+    feed_forward = (3 if config.activation == "swiglu" else 2) * D * config.d_ff
+    n_nonembedding = config.n_layers * (attention + feed_forward + 2 * D) + D
+    head = D * config.vocab_size
+    return Counts(n_nonembedding, n_nonembedding + head, n_nonembedding + head * (1 if config.tied else 2))
+
+
+def flops_per_token(config: ModelConfig, seq_len: int, causal: bool = True) -> float:
+    """Training FLOPs per token, matrix product by matrix product: forward plus a backward of twice the forward.
+
+    A product of [m, k] with [k, n] counts 2mkn. Attention is causal: a token attends to (T + 1) / 2 positions on average
+    (`causal=False`: to all T, what a plain masked implementation computes). Norms, softmax and other element-wise work
+    are left out, as in Kaplan et al. (2001.08361, table 1) and Hoffmann et al. (2203.15556, appendix F).
+    """
+    D, K, H, G = config.d_model, config.head_dim, config.n_heads, config.n_kv_heads
+    attended = (seq_len + 1) / 2 if causal else seq_len
+    layer = (
+        2 * D * (H + 2 * G) * K  # queries, keys, values
+        + 2 * attended * H * K  # logits
+        + 2 * attended * H * K  # weighted values
+        + 2 * H * K * D  # output projection
+        + 2 * (3 if config.activation == "swiglu" else 2) * D * config.d_ff
+    )
+    return 3 * (config.n_layers * layer + 2 * D * config.vocab_size)
+
+
+def training_bytes(config: ModelConfig, batch_size: int, seq_len: int, compute_bytes: int = 4) -> int:
+    """An estimate of a training step's memory in bytes: parameters, gradients, two moments, and kept activations.
+
+    Activations are those a backward pass keeps without remat: about 8 D + 3 F values per token and layer, the T x T
+    attention weights three times over, and the logits twice in float32.
+    """
+    tokens = batch_size * seq_len
+    per_layer = tokens * (8 * config.d_model + 3 * config.d_ff) * compute_bytes
+    attention = 3 * batch_size * config.n_heads * seq_len**2 * 4
+    logits = 2 * tokens * config.vocab_size * 4
+    return 16 * counts(config).n_total + config.n_layers * (per_layer + attention) + logits
+
+
+def for_size(
+    n: float,
+    *,
+    vocab_size: int = 256,
+    head_dim: int | None = None,
+    n_layers: int | None = None,
+    activation: str = "swiglu",
+    tolerance: float = 0.05,
+    **fields,
+) -> ModelConfig:
+    """The best-shaped model whose n_compute lies within `tolerance` of n, for n from 1e4 to 1e11.
+
+    Best-shaped: width over depth near `aspect_ratio(n)`, feed-forward width near its default, n met closely.
+    `head_dim` and `n_layers` pin those; other fields of ModelConfig pass through.
+    Raises InputError where n is out of range or nothing fits (a vocabulary whose head alone is too large, say).
+    """
+    if not 1e4 <= n <= 1e11:
+        raise InputError(f"model size n = {n!r}: expected n_compute from 1e4 to 1e11")
+    aspect = aspect_ratio(n)
+    best: tuple[float, ModelConfig] | None = None
+    nearest: tuple[float, int, ModelConfig] | None = None
+    for width_head in [head_dim] if head_dim else head_dims(n):
+        for d_model in range(width_head, 8 * math.isqrt(int(n)) + width_head, width_head):
+            if nearest and d_model * (vocab_size + d_model) > 2 * (1 + tolerance) * n:
+                break
+            base = {
+                "vocab_size": vocab_size,
+                "d_model": d_model,
+                "n_heads": d_model // width_head,
+                "activation": activation,
+            }
+            one = counts(ModelConfig(n_layers=1, **base, **fields)).n_compute
+            layer = counts(ModelConfig(n_layers=2, **base, **fields)).n_compute - one
+            ideal = max(1, round(1 + (n - one) / layer))
+            for depth in [n_layers] if n_layers else {max(1, ideal - 1), ideal, ideal + 1}:
+                config = fit_d_ff(n, depth, base, fields)
+                error = abs(counts(config).n_compute / n - 1)
+                if nearest is None or error < nearest[0]:
+                    nearest = (error, counts(config).n_compute, config)
+                if error > tolerance:
+                    continue
+                stretch = config.d_ff / default_d_ff(d_model, activation)
+                pinned = 0.0 if n_layers else math.log(d_model / depth / aspect) ** 2
+                penalty = pinned + math.log(stretch) ** 2 + (error / tolerance) ** 2 / 10
+                if best is None or penalty < best[0]:
+                    best = (penalty, config)
+    if best is None:
+        closest = f"; the closest has {nearest[1]:,} ({shape(nearest[2])})" if nearest else ""
+        raise InputError(
+            f"model size n = {n:.4g} with vocabulary {vocab_size}: no model within {tolerance:.0%}{closest}; "
+            "change n, the vocabulary, head_dim or n_layers"
+        )
+    return best[1]
+
+
+def fit_d_ff(n: float, n_layers: int, base: dict, fields: dict) -> ModelConfig:
+    """The config of that depth and width whose feed-forward width, in steps of 8 within 25 %, brings n_compute nearest n."""
+    config = ModelConfig(n_layers=n_layers, **base, **fields)
+    if "d_ff" in fields:
+        return config
+    per_unit = n_layers * (3 if config.activation == "swiglu" else 2) * config.d_model
+    wanted = config.d_ff + (n - counts(config).n_compute) / per_unit
+    d_ff = max(8, 8 * round(min(max(wanted, 0.75 * config.d_ff), 1.25 * config.d_ff) / 8))
+    return ModelConfig(n_layers=n_layers, **base, **fields, d_ff=d_ff)
+
+
+def aspect_ratio(n: float) -> float:
+    """Width over depth of a well-shaped model: 10 at 1e4 parameters, 128 at 1e11, geometric between.
+
+    The end points are this project's tiny ladder and GPT-3 175B (12,288 / 96); Kaplan et al. (2001.08361, figure 5)
+    found the loss flat within a factor of about 2 of the best.
+    """
+    return 10 * (128 / 10) ** ((math.log10(n) - 4) / 7)
+
+
+def head_dims(n: float) -> tuple[int, ...]:
+    return (8, 16) if n < 1e5 else (16, 32) if n < 1e7 else (64,) if n < 1e9 else (128,)
+
+
+def shape(config: ModelConfig) -> str:
+    """A model's shape in a few characters, for tables: width x layers, heads, feed-forward width."""
+    return f"d{config.d_model} L{config.n_layers} H{config.n_heads} F{config.d_ff}"

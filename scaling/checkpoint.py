@@ -1,0 +1,62 @@
+"""Checkpoints of a run through orbax: saved in the background, restored onto any mesh, a damaged one stepped over."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """The checkpoints/ folder of one run. Orbax is imported, and the folder made, at the first save."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder.absolute()
+        self.keep = keep
+        self._manager = None
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts saving `state` (a tree of arrays) as of `step` finished steps; returns once it is copied."""
+        import orbax.checkpoint as ocp
+
+        self._open().save(step, args=ocp.args.StandardSave(state))
+
+    def restore(self, abstract: Any, report: Callable[[str], None]) -> tuple[int, Any] | None:
+        """(steps finished, state) from the newest checkpoint that reads back whole, or None.
+
+        `abstract`: a tree of ShapeDtypeStruct with shardings. A checkpoint that does not read is reported and removed.
+        """
+        if not self.folder.is_dir():
+            return None
+        import orbax.checkpoint as ocp
+
+        for step in sorted(self._open().all_steps(), reverse=True):
+            try:
+                state = self._open().restore(step, args=ocp.args.StandardRestore(abstract))
+                return step, jax.block_until_ready(state)
+            except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+                reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+                report(f"checkpoint of step {step} is damaged ({reason}); falling back to the one before")
+                self.close()
+                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        report("no whole checkpoint is left; starting from the beginning")
+        return None
+
+    def close(self) -> None:
+        """Waits for saves under way and lets go of the folder."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def _open(self):
+        if self._manager is None:
+            import orbax.checkpoint as ocp
+
+            logging.getLogger("absl").setLevel(logging.ERROR)
+            options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True, enable_async_checkpointing=True)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return self._manager

@@ -1,0 +1,475 @@
+"""The command line. It imports the rooms only when a command needs them, so that --help answers at once."""
+
+import argparse
+import difflib
+import os
+import signal
+import sys
+from pathlib import Path
+
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 75
+
+DESCRIPTION = "Train small language models over N and D, fit the scaling law, predict the large one."
+EPILOG = """examples:
+  scaling sweep quickstart --dry-run      what the quickstart would train, and its cost
+  scaling sweep quickstart                train it; a second launch does only what is missing
+  scaling report runs/quickstart          fit, check the held-out runs, write report.html
+  scaling fit runs.csv --n-column params --d-column tokens --out fit.json
+  scaling predict fit.json --n 1e9 --d 2e10"""
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, with the nearest name, and exit code 2."""
+
+    def error(self, message: str) -> None:
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.removeprefix("unrecognized arguments: ").split()[0]
+            known = [o for a in self._actions for o in a.option_strings if o.startswith("--")]
+            message = f"unknown option {wrong}{nearest(wrong.split('=')[0], known)}; see {self.prog} --help"
+        fail(message)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def fail(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser(
+        prog="scaling",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", metavar="COMMAND", help=", ".join(f"{k}: {v[1]}" for k, v in COMMANDS.items()))
+    if not argv or argv[0] in ("-h", "--help"):
+        print(parser.format_usage() + "\n" + DESCRIPTION + "\n\ncommands:")
+        for name, (_, summary) in COMMANDS.items():
+            print(f"  {name:10s} {summary}")
+        print("\n" + EPILOG + "\n\nscaling COMMAND --help tells the options of each.")
+        return 0 if argv else EXIT_BAD_INPUT
+    if argv[0] not in COMMANDS:
+        fail(f"unknown command {argv[0]!r}{nearest(argv[0], list(COMMANDS))}; see scaling --help")
+    try:
+        return COMMANDS[argv[0]][0](argv[1:]) or 0
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        if type(error).__name__ != "InputError":
+            raise
+        fail(str(error))
+
+
+def command(name: str, example: str, description: str) -> Parser:
+    return Parser(
+        prog=f"scaling {name}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def cmd_train(argv: list[str]) -> int:
+    from scaling.run import Execution, RunConfig
+    from sweeps.define import field_paths, with_field
+
+    parser = command(
+        "train",
+        "scaling train --n 1e5 --tokens 2e6 --optim.lr 0.01 --out runs/mine",
+        "Train one run. The same command again continues it, or returns at once where it is finished.",
+    )
+    parser.add_argument("--n", type=number, help="n_compute of the model, in parameters; the shape follows from it")
+    defaults = RunConfig()
+    kinds = field_paths()
+    for path, kind in kinds.items():
+        head, _, tail = path.partition(".")
+        default = getattr(getattr(defaults, head), tail) if tail else getattr(defaults, head)
+        names = ["--" + path.replace("_", "-")] + (["--repeat"] if path == "data.repeat" else [])
+        if kind is bool:
+            parser.add_argument(*names, dest=path, action=argparse.BooleanOptionalAction, help=f"(default: {default})")
+        else:
+            convert = {int: whole, float: number}.get(kind, str)
+            parser.add_argument(*names, dest=path, type=convert, metavar=kind.__name__, help=f"(default: {default})")
+    add_execution(parser)
+    parser.add_argument("--data-parallel", type=whole, default=1, help="devices along the mesh's data axis")
+    parser.add_argument("--fsdp", type=whole, default=1, help="devices that parameters are sharded over")
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RUN_ID)")
+    args = vars(parser.parse_args(argv))
+
+    config = defaults
+    if args["n"] is not None:
+        config = with_field(config, "n", args["n"])
+    given = {path: args[path] for path in kinds if args[path] is not None}
+    config = with_fields(config, given)
+    folder = args["out"] or Path("runs") / config.run_id
+    execution = Execution(
+        data_parallel=args["data_parallel"],
+        fsdp=args["fsdp"],
+        checkpoint_seconds=args["checkpoint_seconds"],
+        eval_every=args["eval_every"],
+    )
+    stop = StopOnSignal()
+    from scaling.runtime import set_up_jax
+
+    set_up_jax()
+    from scaling.train import Busy, Preempted, train
+
+    n = config.counts.n_compute
+    print(f"run {config.run_id}: N {n:,}, D {config.trained_tokens:,}, {config.flops:.3g} FLOPs, in {folder}")
+    try:
+        result = train(
+            config, folder, execution, should_stop=stop.requested, report=print, progress=print_progress
+        )  # fmt: skip
+    except Preempted as stopped:
+        print(stopped)
+        return EXIT_PREEMPTED
+    except Busy as busy:
+        fail(str(busy))
+    if result["status"] != "finished":
+        print(f"diverged at step {result['diverged_at_step']}; lower optim.lr and train into another folder")
+        return 1
+    print(f"loss {result['loss']:.4f} nats/token, {result['bits_per_byte']:.4f} bits/byte on the validation split")
+    return 0
+
+
+def with_fields(config, given: dict):
+    """`config` with all of `given` (dotted path -> value) set at once, so that only the whole has to fit together."""
+    import dataclasses
+
+    from models.config import ModelConfig
+
+    model = {path.partition(".")[2]: value for path, value in given.items() if path.startswith("model.")}
+    if model:
+        fields = dataclasses.asdict(config.model) | {"d_ff": None, "n_kv_heads": None}
+        config = dataclasses.replace(config, model=ModelConfig(**(fields | model)))
+    parts: dict[str, dict] = {}
+    for path, value in given.items():
+        head, _, tail = path.partition(".")
+        if head != "model":
+            parts.setdefault(head, {})[tail] = value
+    changes = {h: v[""] if "" in v else dataclasses.replace(getattr(config, h), **v) for h, v in parts.items()}
+    return dataclasses.replace(config, **changes)
+
+
+def cmd_sweep(argv: list[str]) -> int:
+    parser = command(
+        "sweep",
+        "scaling sweep quickstart --dry-run",
+        "Train a named sweep (sweeps/library) or one defined in FILE.py. Launched again, it does what is missing.",
+    )
+    parser.add_argument("name", metavar="NAME|FILE.py")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and their cost; train nothing")
+    parser.add_argument("--out", type=Path, help="the sweep's folder (default: runs/NAME)")
+    parser.add_argument("--workers", type=whole, help="processes (default: one a core, or one a GPU)")
+    add_execution(parser)
+    args = parser.parse_args(argv)
+
+    from scaling.run import Execution
+    from sweeps.define import load_sweep
+    from sweeps.launch import local
+
+    name, sweep = load_sweep(args.name)
+    folder = args.out or Path("runs") / name
+    if args.dry_run:
+        from sweeps.cost import dry_run
+
+        finished = {c.run_id for c in sweep.runs if (folder / "runs" / c.run_id / "result.json").exists()}
+        print(dry_run(sweep.runs, len(local.placements(args.workers, len(sweep.runs))), finished))
+        return 0
+    local.placements(args.workers, 1)
+    print(f"{name}: {len(sweep.runs)} runs, {sum(c.flops for c in sweep.runs):.4g} FLOPs, in {folder}")
+    local.prepare(name, sweep, folder)
+    execution = Execution(checkpoint_seconds=args.checkpoint_seconds, eval_every=args.eval_every)
+    with Progress() as progress:
+        state = local.launch(sweep, folder, args.workers, execution, progress.show)
+    ends = f"{state.finished} finished, {state.diverged} diverged, {len(state.failed)} failed"
+    print(f"{name}: {ends} in {state.seconds:.0f} s")
+    if state.failed:
+        print("launch the sweep again to try the failed runs once more")
+    return 1 if state.failed else 0
+
+
+def cmd_status(argv: list[str]) -> int:
+    parser = command("status", "scaling status runs/quickstart", "How a sweep or a run stands.")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    args = parser.parse_args(argv)
+
+    from scaling.run import read_json
+    from sweeps.table import read_progress, run_folders, table
+
+    folders = run_folders(args.folder)
+    frame = table(args.folder)
+    by_status = frame["status"].value_counts().to_dict()
+    waiting = len(folders) - len(frame)
+    if waiting:
+        by_status["waiting"] = waiting
+    print(f"{args.folder}: {len(folders)} runs: " + ", ".join(f"{n} {status}" for status, n in by_status.items()))
+    for folder in folders:
+        rows = frame[frame["run"] == folder.name] if len(folders) > 1 else frame
+        if rows.empty:
+            continue
+        row = rows.iloc[0]
+        line = f"  {row['run']}  N {row['n_compute']:>12,}  D {row['tokens']:>14,}  {row['status']:10s}"
+        if row["status"] == "finished":
+            line += f" loss {row['loss']:.4f}"
+        elif row["status"] in ("running", "unfinished") and (state := read_progress(folder)):
+            line += f" step {state['step']} of {state['steps']}, loss {state['loss']:.3f}, {state['seconds_left']:.0f} s left"
+        elif row["status"] == "failed":
+            line += f" {read_json(folder / 'failed.json').get('reason')}"
+        print(line)
+    return 0
+
+
+def cmd_tune(argv: list[str]) -> int:
+    parser = command(
+        "tune",
+        "scaling tune runs/quickstart_tuning",
+        "Fit a rule for learning rate and batch through the optima of a sweep over optim.lr (and batch_size).",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    args = parser.parse_args(argv)
+
+    from sweeps.hyperparameters import tune
+
+    from sweeps.table import table
+
+    print(tune(table(args.folder)))
+    return 0
+
+
+def cmd_fit(argv: list[str]) -> int:
+    parser = command(
+        "fit",
+        "scaling fit runs.csv --n-column 'Model Size' --c-column 'Training FLOP' --where 'loss < 3.44' --law chinchilla",
+        "Fit a law to a folder of runs, or to any CSV or parquet with N, D and loss.",
+    )
+    add_source(parser)
+    parser.add_argument("--law", default=None, help="auto, chinchilla, kaplan or coupled (default: auto)")
+    parser.add_argument("--out", type=Path, help="write the fit here, for predict and allocate")
+    parser.add_argument("--json", action="store_true", help="print law, params, intervals, objective, n_runs as JSON")
+    args = parser.parse_args(argv)
+
+    import json
+
+    study, _ = study_of(args)
+    if args.out:
+        study.fit.save(args.out)
+    if args.json:
+        print(json.dumps(study.to_json(), indent=1, allow_nan=False))
+    else:
+        from analysis.report import text_report
+
+        print(text_report(study) + "\n\n" + study.fit.summary())
+    return 0
+
+
+def cmd_predict(argv: list[str]) -> int:
+    parser = command("predict", "scaling predict fit.json --n 1e9 --d 2e10", "The loss a fitted law predicts.")
+    parser.add_argument("fit", type=Path, metavar="fit.json")
+    parser.add_argument("--n", type=number, required=True, help="parameters, counted as in the fit")
+    parser.add_argument("--d", type=number, required=True, help="tokens")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+
+    import json
+
+    from analysis.fit import load_fit
+    from analysis.uncertainty import predict_interval
+
+    positive("--n", args.n)
+    positive("--d", args.d)
+    fit = load_fit(args.fit)
+    predicted, low, high = (float(x) for x in predict_interval(fit, args.n, args.d))
+    if args.json:
+        print(json.dumps({"n": args.n, "d": args.d, "predicted": predicted, "low": low, "high": high}, indent=1))
+    else:
+        print(f"loss {predicted:.4f} nats/token, 90 % interval [{low:.4f}, {high:.4f}] ({fit.law}, N = {fit.n_column})")
+    return 0
+
+
+def cmd_allocate(argv: list[str]) -> int:
+    parser = command(
+        "allocate", "scaling allocate fit.json --flops 1e21", "Compute-optimal N and D for a budget, with C = 6 N D."
+    )
+    parser.add_argument("fit", type=Path, metavar="fit.json")
+    parser.add_argument("--flops", type=number, required=True, help="training FLOPs")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+
+    import dataclasses
+    import json
+
+    from analysis.allocate import allocate
+    from analysis.fit import load_fit
+
+    positive("--flops", args.flops)
+    found = allocate(load_fit(args.fit), args.flops)
+    print(json.dumps(dataclasses.asdict(found), indent=1) if args.json else str(found))
+    return 0
+
+
+def cmd_report(argv: list[str]) -> int:
+    parser = command(
+        "report",
+        "scaling report runs/quickstart",
+        "Fit, check against the held-out runs, write report.html and summary.json into the folder.",
+    )
+    add_source(parser)
+    parser.add_argument("--law", default=None, help="auto, chinchilla, kaplan or coupled (default: the sweep's)")
+    args = parser.parse_args(argv)
+    from sweeps.summary import report
+
+    study, facts = study_of(args)
+    print(report(study, args.source, facts))
+    return 0
+
+
+def study_of(args: argparse.Namespace):
+    """(Study, facts about the sweep) from a folder of runs or a file, and the options of `add_source`."""
+    from analysis.runs import read_runs
+    from analysis.study import study
+
+    holdout, law, facts, source = args.holdout, args.law, {}, args.source
+    if source.is_dir():
+        from sweeps.summary import describe
+
+        from sweeps.table import table
+
+        facts = describe(source)
+        holdout, law = holdout or facts.get("holdout"), law or facts.get("law")
+        source = table(source)
+    runs = read_runs(
+        source,
+        n_column=args.n_column,
+        d_column=args.d_column,
+        c_column=args.c_column,
+        loss_column=args.loss_column,
+        where=args.where,
+        holdout=holdout,
+    )
+    return study(runs, law=law or "auto"), facts
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="DIR|FILE", help="a sweep's folder, or a CSV or parquet file")
+    parser.add_argument("--holdout", metavar="EXPR", help="runs to predict, not to fit: 'flops > 1e12'")
+    parser.add_argument("--where", metavar="EXPR", help="rows to use at all: 'loss < 3.44'")
+    parser.add_argument("--n-column", help="column of N (default: n_compute)")
+    parser.add_argument("--d-column", help="column of D, tokens (default: tokens)")
+    parser.add_argument("--c-column", help="column of C, FLOPs; D = C/6N where there is no D")
+    parser.add_argument("--loss-column", default="loss", help="(default: loss)")
+
+
+def add_execution(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint-seconds", type=number, default=120.0, help="least time between two checkpoints")
+    parser.add_argument("--eval-every", type=whole, default=0, help="tokens between validations; 0: only at the end")
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def whole(text: str) -> int:
+    """A whole number, also written as 2e6."""
+    value = number(text)
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+def positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        fail(f"{name} {value:g}: expected a number above 0")
+
+
+class StopOnSignal:
+    """Notes SIGTERM and Ctrl-C, so that a run saves its state before it leaves."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, self.note)
+
+    def note(self, *_: object) -> None:
+        self.seen = True
+
+    def requested(self) -> bool:
+        return self.seen
+
+
+def print_progress(state: dict) -> None:
+    left = f"{state['seconds_left']:.0f} s left"
+    rate = f"{state['tokens_per_second']:,.0f} tokens/s"
+    print(f"step {state['step']} of {state['steps']}  loss {state['loss']:.4f}  {rate}  {left}", flush=True)
+
+
+class Progress:
+    """Sweep progress: a live bar on a terminal, a line a run elsewhere."""
+
+    def __enter__(self) -> "Progress":
+        self.bar = None
+        if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            self.bar = Bar(
+                TextColumn("{task.percentage:3.0f} % of FLOPs"), BarColumn(), TextColumn("{task.description}")
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("starting", total=1.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def show(self, state, line: str) -> None:
+        left = self.time_left(state)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.share(state), description=left)
+            if line:
+                self.bar.console.print(line, highlight=False, markup=False)
+        elif line:
+            print(f"{line}  {left}" if left else line, flush=True)
+
+    def share(self, state) -> float:
+        return (state.done_flops + sum(state.partial_flops.values())) / state.total_flops
+
+    def time_left(self, state) -> str:
+        """From this launch's own pace, FLOPs of runs under way counted in."""
+        from sweeps.cost import duration
+
+        share, began = self.share(state), state.began_flops / state.total_flops
+        if share - began < 0.005 or state.seconds < 5:
+            return ""
+        return f"about {duration(state.seconds * (1 - share) / (share - began))} left"
+
+
+COMMANDS = {
+    "train": (cmd_train, "train one run"),
+    "sweep": (cmd_sweep, "train a sweep over N and D"),
+    "status": (cmd_status, "how a sweep stands"),
+    "tune": (cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),
+    "fit": (cmd_fit, "fit a scaling law to runs or to a table"),
+    "predict": (cmd_predict, "the loss at N and D, with an interval"),
+    "allocate": (cmd_allocate, "compute-optimal N and D for a budget"),
+    "report": (cmd_report, "fit, check the hold-out, write report.html"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

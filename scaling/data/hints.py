@@ -1,0 +1,10 @@
+"""The close match for a misspelt name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """`, did you mean 'x'?` where one of `options` is close to `name`, else an empty string."""
+    close = difflib.get_close_matches(name.lower(), list(options), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""

