@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.fit import centred, noise_of, objective_value, solve
+from analysis.fit import centred, noise_of, solve
 from analysis.laws import LAWS, Law
+from analysis.optimise import minimise
 from analysis.runs import Runs
 
 
@@ -56,8 +57,7 @@ def origin_of(used_n, used_d) -> float:
     """log10 C, C = 6ND, from which extrapolation is measured: the median of the fitted runs.
 
     Measured from the dearest run, a squared distance is blind to the error just past it; from the median, it also
-    counts how short a lever the runs give. Under a wrong law, 5 x 5 and 6 x 5 sweeps are then covered 0.9 and more of
-    the time by 90 % intervals, against 0.6 to 0.8.
+    counts how short a lever the runs give.
     """
     return float(np.median(np.log10(6.0 * used_n * used_d)))
 
@@ -75,9 +75,8 @@ def backtest(runs: Runs, law: Law | str, pairs=None, delta: float = 1e-3) -> Bac
     starts = np.concatenate([law.starts(used.loss[below]) for below, _ in pairs])
     each = len(starts) // len(pairs)
     weights = np.repeat(np.array([below for below, _ in pairs], float), each, axis=0)
-    z = solve(law, x, y, target, starts, weights, delta=max(delta, 0.1))
-    cost = objective_value(law, z, x, y, target, weights, "huber", max(delta, 0.1)).reshape(len(pairs), each)
-    best = np.argmin(cost, axis=1) + each * np.arange(len(pairs))
+    z, cost = minimise(law, x, y, target, starts, weights, delta=max(delta, 0.1), iterations=40)
+    best = np.argmin(cost.reshape(len(pairs), each), axis=1) + each * np.arange(len(pairs))
     z = solve(law, x, y, target, z[best], weights[best], delta=delta, warm=True)
 
     value, jacobian = law.log_loss(z, x, y)

@@ -63,8 +63,9 @@ class LawFit:
     def _log_loss(self, z, n, d):
         n, d = np.broadcast_arrays(np.atleast_1d(np.asarray(n, float)), np.asarray(d, float))
         for name, values in (("n", n), ("d", d)):
-            if not (np.isfinite(values).all() and (values > 0).all()):
-                raise InputError(f"{name} = {values[~(values > 0)][:1] or values.max()}: must be positive and finite")
+            wrong = values[~(np.isfinite(values) & (values > 0))]
+            if wrong.size:
+                raise InputError(f"{name} = {wrong.flat[0]:g}: must be positive and finite")
         return law_named(self.law).log_loss(z, np.log(n) - self.centre[0], np.log(d) - self.centre[1])[0]
 
     def params_of(self, z) -> dict:
@@ -178,7 +179,7 @@ def fit(runs: Runs, law: str, delta: float = 1e-3, weights=None, objective: str 
     same = cost <= floor + 1e-7 * abs(floor) + 1e-18
     z, second = z[best], None if same.all() else float(cost[~same].min() / max(floor, 1e-300) - 1.0)
 
-    final = {"huber": delta, "lad": 1e-9, "lsq": np.inf}[objective]
+    final = {"huber": delta, "lad": 1e-12, "lsq": np.inf}[objective]
     gradient, pull, condition = gradient_and_curvature(form, z, x, y, target, w, final)
     low, high = np.array(form.bounds).T
     gradient_norm = float(np.abs(gradient).max())
@@ -195,7 +196,7 @@ def fit(runs: Runs, law: str, delta: float = 1e-3, weights=None, objective: str 
             "starts": len(starts),
             "starts_agree": int(agree[same].sum()),
             "condition_number": condition,
-            "converged": bool(gradient_norm <= 1e-6 * pull + 1e-14),
+            "converged": bool(gradient_norm <= (1e-3 if objective == "lad" else 1e-6) * pull + 1e-14),
             "second_best": second,
             "at_bound": [form.parameters[i] for i in range(form.size) if z[i] <= low[i] or z[i] >= high[i]],
         },
@@ -208,8 +209,21 @@ def fit(runs: Runs, law: str, delta: float = 1e-3, weights=None, objective: str 
             "flops": [float((6 * used.n * used.d).min()), float((6 * used.n * used.d).max())],
         },
         noise=noise_of(residual, form.size),
-        notes=runs.notes,
+        notes=(*runs.notes, *_doubts(used, condition)),
     )
+
+
+def _doubts(used: Runs, condition: float) -> list[str]:
+    few = [
+        f"{quantity} takes {len(np.unique(values))} values"
+        for quantity, values in (("N", used.n), ("D", used.d))
+        if len(np.unique(values)) < 3
+    ]
+    if few:
+        return [f"{' and '.join(few)}: at least 3 are needed to tell its exponent from the floor E"]
+    if condition > 1e12:
+        return ["these runs do not pin down every parameter (see the condition number): add runs at other N and D"]
+    return []
 
 
 def check_identifiable(used: Runs, law: Law) -> None:
@@ -246,7 +260,7 @@ def solve(law, x, y, target, starts, weights, objective="huber", delta=1e-3, mer
     else:
         steps = {
             "huber": [s for s in (0.1, 0.01) if s > 2 * delta] + [delta],
-            "lad": [0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9],
+            "lad": [0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12],
         }
     steps = steps.get(objective, [np.inf])
     z, count = starts, np.ones(len(starts), dtype=int)

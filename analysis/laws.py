@@ -61,7 +61,6 @@ class Law:
     start_region: Mapping[str, tuple[float, ...]]
     to_params: Callable[[np.ndarray], dict] = field(repr=False)
     to_core: Callable[[Mapping[str, float]], tuple] = field(repr=False)
-    in_log: tuple[str, ...] = ("A", "B")
 
     @property
     def size(self) -> int:
@@ -105,13 +104,18 @@ def _embed(size: int, gamma: str) -> tuple[np.ndarray, np.ndarray]:
     return core_map, fixed
 
 
+def _exp(value):
+    """exp that stays finite: a scale that the runs do not pin down can lie beyond what a float holds."""
+    return np.exp(np.clip(value, -690.0, 690.0))
+
+
 def _law(gamma: str, **fields) -> Law:
     core_map, fixed = _embed(len(fields["parameters"]), gamma)
     return Law(core_map=core_map, core_fixed=fixed, **fields)
 
 
-# E is at most the largest loss ever seen in nats per token; amplitudes are logs of the terms at the centre of the data.
-_FLOOR, _AMPLITUDE, _EXPONENT = (0.0, 50.0), (-20.0, 6.0), (0.01, 3.0)
+# Amplitudes are logs of the two terms at the centre of the data, in the units of the loss.
+_FLOOR, _AMPLITUDE, _EXPONENT = (0.0, 1e5), (-20.0, 12.0), (0.01, 3.0)
 _START = {"floor": (0.2, 0.8), "p": (0.15, 0.5), "q": (0.15, 0.5), "gamma": (1.0,)}
 
 LAWS: dict[str, Law] = {
@@ -126,7 +130,7 @@ LAWS: dict[str, Law] = {
             linear=("E", "A", "B"),
             bounds=(_FLOOR, _AMPLITUDE, _AMPLITUDE, _EXPONENT, _EXPONENT),
             start_region=_START,
-            to_params=lambda c: {"E": c[0], "A": np.exp(c[1]), "B": np.exp(c[2]), "alpha": c[3], "beta": c[4]},
+            to_params=lambda c: {"E": c[0], "A": _exp(c[1]), "B": _exp(c[2]), "alpha": c[3], "beta": c[4]},
             to_core=lambda p: (p["E"], np.log(p["A"]), np.log(p["B"]), p["alpha"], p["beta"], 1.0),
         ),
         _law(
@@ -140,8 +144,8 @@ LAWS: dict[str, Law] = {
             start_region=_START,
             to_params=lambda c: {
                 "E": c[0],
-                "N_c": np.exp(c[1] / c[3]),
-                "D_c": np.exp(c[2] / c[4]),
+                "N_c": _exp(c[1] / c[3]),
+                "D_c": _exp(c[2] / c[4]),
                 "alpha_N": c[3],
                 "alpha_D": c[4],
             },
@@ -153,7 +157,6 @@ LAWS: dict[str, Law] = {
                 p["alpha_D"],
                 p["alpha_D"],
             ),
-            in_log=("N_c", "D_c"),
         ),
         _law(
             "free",
@@ -166,8 +169,8 @@ LAWS: dict[str, Law] = {
             start_region=_START | {"gamma": (0.3, 1.0)},
             to_params=lambda c: {
                 "E": c[0],
-                "A": np.exp(c[1] / c[5]),
-                "B": np.exp(c[2] / c[5]),
+                "A": _exp(c[1] / c[5]),
+                "B": _exp(c[2] / c[5]),
                 "alpha": c[3] / c[5],
                 "beta": c[4] / c[5],
                 "gamma": c[5],

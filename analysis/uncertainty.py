@@ -101,12 +101,16 @@ def predict_interval(fit: LawFit, n, d, level: float = LEVEL):
     scalar = np.ndim(n) == np.ndim(d) == 0
     n, d = np.broadcast_arrays(np.atleast_1d(np.asarray(n, float)), np.asarray(d, float))
     predicted = np.atleast_1d(fit.predict(n, d))
-    sigma = np.hypot(fit.noise["sigma"], misfit_at(fit, n, d))
-    quantiles = stats.t(fit.noise["dof"]).ppf((np.arange(64) + 0.5) / 64)
+    noise, misfit = fit.noise["sigma"] ** 2, misfit_at(fit, n, d) ** 2
+    sigma = np.sqrt(noise + misfit)
+    # Both scales are estimates from few runs and fewer cuts: Welch and Satterthwaite's degrees of freedom of their sum.
+    cuts = max(fit.discrepancy.get("dof", 0.0), 1.0)
+    dof = (noise + misfit) ** 2 / np.maximum(noise**2 / fit.noise["dof"] + misfit**2 / cuts, 1e-300)
+    ranks = (np.arange(64) + 0.5) / 64
     low, high = np.empty(n.shape), np.empty(n.shape)
     for i in range(n.size):
         centre = np.log(fit.predict_draws(n.flat[i], d.flat[i])[:, 0])
-        spread = centre[:, None] + sigma.flat[i] * quantiles
+        spread = centre[:, None] + sigma.flat[i] * stats.t(max(dof.flat[i], 1.0)).ppf(ranks)
         low.flat[i], high.flat[i] = np.exp(np.quantile(spread, [(1 - level) / 2, (1 + level) / 2]))
     low, high = np.minimum(low, predicted), np.maximum(high, predicted)
     return (float(predicted[0]), float(low[0]), float(high[0])) if scalar else (predicted, low, high)

@@ -1,7 +1,7 @@
 """Parameters, FLOPs and bytes from a config, and back: the best-shaped config for a wanted N. No JAX here.
 
-Three counts of N (see docs/conventions.md): which one is used moves a fitted exponent from 0.37 to 0.70 on the same runs,
-so all three are always kept side by side.
+Three counts of N (see docs/conventions.md): which one is used moves a fitted exponent from 0.37 to 0.70 on the same
+runs, so all three are always kept side by side.
 """
 
 import math
@@ -33,9 +33,10 @@ def counts(config: ModelConfig) -> Counts:
 def flops_per_token(config: ModelConfig, seq_len: int, causal: bool = True) -> float:
     """Training FLOPs per token, matrix product by matrix product: forward plus a backward of twice the forward.
 
-    A product of [m, k] with [k, n] counts 2mkn. Attention is causal: a token attends to (T + 1) / 2 positions on average
-    (`causal=False`: to all T, what a plain masked implementation computes). Norms, softmax and other element-wise work
-    are left out, as in Kaplan et al. (2001.08361, table 1) and Hoffmann et al. (2203.15556, appendix F).
+    A product of [m, k] with [k, n] counts 2mkn. Attention is causal: a token attends to (T + 1) / 2 positions on
+    average (`causal=False`: to all T, what a plain masked implementation computes). Norms, softmax and other
+    element-wise work are left out, as in Kaplan et al. (2001.08361, table 1) and Hoffmann et al.
+    (2203.15556, appendix F).
     """
     D, K, H, G = config.d_model, config.head_dim, config.n_heads, config.n_kv_heads
     attended = (seq_len + 1) / 2 if causal else seq_len
@@ -118,7 +119,7 @@ def for_size(
 
 
 def fit_d_ff(n: float, n_layers: int, base: dict, fields: dict) -> ModelConfig:
-    """The config of that depth and width whose feed-forward width, in steps of 8 within 25 %, brings n_compute nearest n."""
+    """The config of that depth and width whose feed-forward width, in steps of 8 within 25 %, meets n_compute best."""
     config = ModelConfig(n_layers=n_layers, **base, **fields)
     if "d_ff" in fields:
         return config

@@ -1,4 +1,4 @@
-"""A decoder-only transformer in Flax linen, functional: `init(key)` gives a tree of arrays, `apply(params, tokens)` is pure.
+"""A decoder-only transformer in Flax linen, functional: `init` gives a tree of arrays, `apply` is pure.
 
 Pre-norm RMSNorm, rotary positions, grouped-query attention with QK-norm, SwiGLU / GELU / squared ReLU. Layers are
 unrolled, with separate weight arrays: on XLA's CPU backend a scan over stacked weights runs at half the speed. Nothing
@@ -30,7 +30,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         c = self.config
-        # Unit-scale embeddings (2.26 -> 1.66 nats with the rest of this set-up, docs/design notes); a tied head wants
+        # Unit-scale embeddings (2.26 -> 1.66 nats with the rest of this set-up); a tied head wants
         # 1/sqrt(D), so the embedding is then scaled up on the way in.
         std = c.d_model**-0.5 if c.tied else 1.0
         embed_VD = self.param("embed", logical(normal(std), "vocab", "embed"), (c.vocab_size, c.d_model))

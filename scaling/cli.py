@@ -225,7 +225,8 @@ def cmd_status(argv: list[str]) -> int:
         if row["status"] == "finished":
             line += f" loss {row['loss']:.4f}"
         elif row["status"] in ("running", "unfinished") and (state := read_progress(folder)):
-            line += f" step {state['step']} of {state['steps']}, loss {state['loss']:.3f}, {state['seconds_left']:.0f} s left"
+            line += f" step {state['step']} of {state['steps']}, loss {state['loss']:.3f}"
+            line += f", {state['seconds_left']:.0f} s left"
         elif row["status"] == "failed":
             line += f" {read_json(folder / 'failed.json').get('reason')}"
         print(line)
@@ -242,7 +243,6 @@ def cmd_tune(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from sweeps.hyperparameters import tune
-
     from sweeps.table import table
 
     print(tune(table(args.folder)))
@@ -252,7 +252,7 @@ def cmd_tune(argv: list[str]) -> int:
 def cmd_fit(argv: list[str]) -> int:
     parser = command(
         "fit",
-        "scaling fit runs.csv --n-column 'Model Size' --c-column 'Training FLOP' --where 'loss < 3.44' --law chinchilla",
+        "scaling fit runs.csv --n-column 'Model Size' --c-column 'Training FLOP' --where 'loss < 3.44'",
         "Fit a law to a folder of runs, or to any CSV or parquet with N, D and loss.",
     )
     add_source(parser)
@@ -344,7 +344,6 @@ def study_of(args: argparse.Namespace):
     holdout, law, facts, source = args.holdout, args.law, {}, args.source
     if source.is_dir():
         from sweeps.summary import describe
-
         from sweeps.table import table
 
         facts = describe(source)

@@ -1,6 +1,6 @@
 """Learning-rate schedules, computed on the host, and optimisers, from optax, to which the rate is an argument.
 
-Because the rate is not baked into the compiled step, runs that differ in learning rate, schedule or D share one program.
+As the rate is not baked into the compiled step, runs that differ in learning rate, schedule or D share a program.
 """
 
 import math

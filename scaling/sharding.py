@@ -1,4 +1,4 @@
-"""How arrays lie on devices: the one table from logical axis names to mesh axes, and the shardings that follow from it."""
+"""How arrays lie on devices: the one table from logical axis names to mesh axes, and what follows from it."""
 
 from typing import Any
 
@@ -35,9 +35,9 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
     return jax.make_mesh((data, fsdp), AXES, axis_types=auto, devices=devices[: data * fsdp])
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """For arrays whose first axis is the batch."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """For arrays whose given axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, RULES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,4 +1,4 @@
-"""What a sweep will cost before it is launched: FLOPs, memory, and time from what runs on this machine have measured."""
+"""What a sweep will cost before it is launched: FLOPs, memory, and time, from what this machine has measured."""
 
 import json
 import math

@@ -49,7 +49,7 @@ def grid(
 ) -> tuple[RunConfig, ...]:
     """Every combination of the axes' values, over `base`.
 
-    axes: field path -> values, such as {"n": [2e4, 4e4], "tokens": [1e6, 2e6], "optim.lr": [0.01, 0.02], "seed": [0, 1]}.
+    axes: field path -> values, such as {"n": [2e4, 4e4], "tokens": [1e6, 2e6], "optim.lr": [0.01, 0.02]}.
     "n" is n_compute, turned into a model by models.sizing.for_size; "model" takes whole ModelConfigs.
     rule: sets what follows from N and D (learning rate, batch), applied where the axes leave it open.
     keep: which combinations stay. Raises InputError on an unknown field, naming the nearest, or an unusable value.

@@ -1,0 +1,30 @@
+"""The main job, small: five sizes spanning 15x, four token counts spanning 8x, on 12 MB of presidential messages.
+
+    make quickstart        (or: scaling sweep quickstart && scaling report runs/quickstart)
+"""
+
+from models.config import ModelConfig
+from sweeps.define import Sweep, grid
+from sweeps.hyperparameters import PowerRule
+
+RULE = PowerRule(c=0.01, p=-0.3, q=0.0, batch_size=2, n_range=(1e4, 3e4), d_range=(2.5e5, 1e6))
+
+
+def model(d_model: int) -> ModelConfig:
+    """One rung: depth and number of heads stay, so that the shape changes in width alone.
+
+    Rotary base 100: of the usual 10,000, half the frequencies do not turn within 128 tokens.
+    """
+    return ModelConfig(d_model=d_model, n_layers=3, n_heads=2, rope_theta=100.0)
+
+
+def sweep() -> Sweep:
+    return Sweep(
+        grid(
+            {
+                "model": [model(d) for d in (12, 20, 28, 40, 56)],
+                "tokens": [250_000, 500_000, 1_000_000, 2_000_000],
+            },
+            rule=RULE,
+        )
+    )

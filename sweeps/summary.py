@@ -1,0 +1,53 @@
+"""From a sweep's folder and its fitted study to what a person reads: the tables, summary.json and report.html."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from analysis.report import text_report, write_report
+from analysis.study import Study
+from models.errors import InputError
+from scaling.run import read_json, write_atomically
+from sweeps.table import run_folders
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What is known of the sweep in `folder` beside its table: name, hold-out, law, seconds and FLOPs spent, set-up."""
+    folders = run_folders(folder)
+    sweep = read_json(folder / "sweep.json") if (folder / "sweep.json").exists() else {}
+    seconds = None
+    with contextlib.suppress(InputError):
+        if (folder / "launches.json").exists():
+            seconds = round(sum(read_json(folder / "launches.json")["seconds"]), 1)
+    facts: dict[str, Any] = {
+        "name": sweep.get("name", folder.name),
+        "holdout": sweep.get("holdout"),
+        "law": sweep.get("law"),
+        "seconds": seconds,
+        "flops": 0.0,
+        "runs": len(folders),
+        "finished": 0,
+    }
+    for run in folders:
+        if (run / "result.json").exists():
+            result = read_json(run / "result.json")
+            facts["flops"] += result.get("flops") or 0.0
+            facts["finished"] += result.get("status") == "finished"
+            facts["where"] = result.get("where")
+    return facts
+
+
+def report(study: Study, folder: Path, facts: dict[str, Any]) -> str:
+    """Writes report.html and summary.json into `folder`, and returns the text to print."""
+    name = facts["name"]
+    path = write_report(study, folder / "report.html", f"Scaling study: {name}", facts)
+    summary = {"name": name, "seconds": facts["seconds"], "flops": facts["flops"], **study.to_json()}
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    missing = facts["runs"] - facts["finished"]
+    lines = [f"{missing} of {facts['runs']} runs are not finished and left out"] if missing else []
+    lines.append(text_report(study))
+    if facts["seconds"] is not None:
+        lines.append(f"trained {facts['flops']:.4g} FLOPs in {facts['seconds']:.0f} s of launches")
+    lines.append(f"report: {path}")
+    return "\n\n".join(lines)
