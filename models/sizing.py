@@ -119,13 +119,13 @@ def for_size(
 
 
 def fit_d_ff(n: float, n_layers: int, base: dict, fields: dict) -> ModelConfig:
-    """The config of that depth and width whose feed-forward width, in steps of 8 within 25 %, meets n_compute best."""
+    """The config of that depth and width whose feed-forward width, in steps of 8 within 40 %, meets n_compute best."""
     config = ModelConfig(n_layers=n_layers, **base, **fields)
     if "d_ff" in fields:
         return config
     per_unit = n_layers * (3 if config.activation == "swiglu" else 2) * config.d_model
     wanted = config.d_ff + (n - counts(config).n_compute) / per_unit
-    d_ff = max(8, 8 * round(min(max(wanted, 0.75 * config.d_ff), 1.25 * config.d_ff) / 8))
+    d_ff = max(8, 8 * round(min(max(wanted, 0.6 * config.d_ff), 1.4 * config.d_ff) / 8))
     return ModelConfig(n_layers=n_layers, **base, **fields, d_ff=d_ff)
 
 

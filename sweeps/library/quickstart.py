@@ -7,7 +7,7 @@ from models.config import ModelConfig
 from sweeps.define import Sweep, grid
 from sweeps.hyperparameters import PowerRule
 
-RULE = PowerRule(c=0.01, p=-0.3, q=0.0, batch_size=2, n_range=(1e4, 3e4), d_range=(2.5e5, 1e6))
+RULE = PowerRule(c=0.002971, p=-0.420, q=-0.527, batch_size=2, n_range=(8376, 3.5e4), d_range=(2.5e5, 1e6))
 
 
 def model(d_model: int) -> ModelConfig:

@@ -14,8 +14,8 @@ def sweep() -> Sweep:
             {
                 "model": [model(12), model(28)],
                 "tokens": [250_000, 1_000_000],
-                "batch_size": [1, 2, 4],
-                "optim.lr": [0.005, 0.01, 0.02, 0.04],
+                "batch_size": [2, 4],
+                "optim.lr": [0.0025, 0.005, 0.01, 0.02, 0.04],
             },
             base=RunConfig(),
         )

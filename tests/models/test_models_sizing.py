@@ -92,7 +92,7 @@ def test_6nd_is_the_limit_without_attention():
 def test_for_size_meets_any_n(n):
     config = for_size(float(n))
     assert abs(counts(config).n_compute / n - 1) <= 0.05
-    assert 0.4 < (config.d_model / config.n_layers) / aspect_ratio(n) < 2.5
+    assert 0.33 < (config.d_model / config.n_layers) / aspect_ratio(n) < 3
     assert for_size(float(n)) == config
 
 
