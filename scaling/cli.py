@@ -66,9 +66,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
-        if type(error).__name__ != "InputError":
+        if (
+            type(error).__name__ != "InputError"
+        ):  # models and analysis each have their own, and neither imports the other
             raise
         fail(str(error))
+    except OSError as error:  # a folder that cannot be written, a full disk
+        fail(f"{error.filename or 'file'}: {error.strerror or error}")
 
 
 def command(name: str, example: str, description: str) -> Parser:
@@ -120,7 +124,6 @@ def cmd_train(argv: list[str]) -> int:
         checkpoint_seconds=args["checkpoint_seconds"],
         eval_every=args["eval_every"],
     )
-    stop = StopOnSignal()
     from scaling.runtime import set_up_jax
 
     set_up_jax()
@@ -128,15 +131,14 @@ def cmd_train(argv: list[str]) -> int:
 
     n = config.counts.n_compute
     print(f"run {config.run_id}: N {n:,}, D {config.trained_tokens:,}, {config.flops:.3g} FLOPs, in {folder}")
-    try:
-        result = train(
-            config, folder, execution, should_stop=stop.requested, report=print, progress=print_progress
-        )  # fmt: skip
-    except Preempted as stopped:
-        print(stopped)
-        return EXIT_PREEMPTED
-    except Busy as busy:
-        fail(str(busy))
+    with StopOnSignal() as stop:
+        try:
+            result = train(config, folder, execution, stop.requested, print, print_progress)
+        except Preempted as stopped:
+            print(stopped)
+            return EXIT_PREEMPTED
+        except Busy as busy:
+            fail(str(busy))
     if result["status"] != "finished":
         print(f"diverged at step {result['diverged_at_step']}; lower optim.lr and train into another folder")
         return 1
@@ -308,7 +310,6 @@ def cmd_allocate(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
 
-    import dataclasses
     import json
 
     from analysis.allocate import allocate
@@ -316,7 +317,7 @@ def cmd_allocate(argv: list[str]) -> int:
 
     positive("--flops", args.flops)
     found = allocate(load_fit(args.fit), args.flops)
-    print(json.dumps(dataclasses.asdict(found), indent=1) if args.json else str(found))
+    print(json.dumps(found.to_json(), indent=1) if args.json else found.summary())
     return 0
 
 
@@ -397,12 +398,16 @@ def positive(name: str, value: float) -> None:
 
 
 class StopOnSignal:
-    """Notes SIGTERM and Ctrl-C, so that a run saves its state before it leaves."""
+    """Within it, SIGTERM and Ctrl-C are noted, so that a run saves its state before it leaves."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> "StopOnSignal":
         self.seen = False
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, self.note)
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def note(self, *_: object) -> None:
         self.seen = True

@@ -74,7 +74,6 @@ def train(
     config: RunConfig,
     folder: Path,
     execution: Execution | None = None,
-    *,
     should_stop: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[dict], None] = lambda state: None,
@@ -346,7 +345,7 @@ def compile_run(model: ModelConfig, optim: OptimConfig, dtype: str, mesh: Mesh) 
         (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], tokens_BU)
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         params = jax.tree.map(lambda p, u: p - lr * u, state["params"], updates)
-        return {"params": params, "opt": opt}, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return {"params": params, "opt": opt}, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     def steps(state: Any, tokens_XBU: jax.Array, lr_X: jax.Array, n: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         # A loop whose length is an argument: one compiled body, so that the bits do not depend on how many steps a call

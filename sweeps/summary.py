@@ -9,6 +9,7 @@ from analysis.report import text_report, write_report
 from analysis.study import Study
 from models.errors import InputError
 from scaling.run import read_json, write_atomically
+from sweeps.cost import duration
 from sweeps.table import run_folders
 
 
@@ -41,7 +42,7 @@ def describe(folder: Path) -> dict[str, Any]:
 def report(study: Study, folder: Path, facts: dict[str, Any]) -> str:
     """Writes report.html and summary.json into `folder`, and returns the text to print."""
     name = facts["name"]
-    path = write_report(study, folder / "report.html", f"Scaling study: {name}", facts)
+    path = write_report(study, folder / "report.html", f"Scaling study: {name}", checklist(study, facts))
     summary = {"name": name, "seconds": facts["seconds"], "flops": facts["flops"], **study.to_json()}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     missing = facts["runs"] - facts["finished"]
@@ -51,3 +52,28 @@ def report(study: Study, folder: Path, facts: dict[str, Any]) -> str:
         lines.append(f"trained {facts['flops']:.4g} FLOPs in {facts['seconds']:.0f} s of launches")
     lines.append(f"report: {path}")
     return "\n\n".join(lines)
+
+
+def checklist(study: Study, facts: dict[str, Any]) -> dict[str, str]:
+    """What the runs themselves say of their set-up, under the names of the report's checklist (2502.18969)."""
+    frame = study.runs.frame
+
+    def values(column: str) -> str:
+        found = sorted(set(frame[column].dropna())) if column in frame else []
+        return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in found[:8]) + (", ..." * (len(found) > 8))
+
+    where = facts.get("where") or {}
+    stated = {
+        "models": f"width {values('d_model')}, depth {values('n_layers')}, heads {values('n_heads')}",
+        "data": f"{values('source')}, {values('seq_len')} tokens a window; validation on documents never trained on",
+        "tokenizer": f"{values('tokenizer')}, vocabulary {values('vocab_size')}",
+        "hyperparameters": f"AdamW, learning rate {values('lr')}, batch {values('batch_size')} windows, "
+        f"weight decay {values('weight_decay')}, seeds {values('seed')}",
+        "schedule": values("schedule"),
+        "code": f"scaling-laws, jax {where.get('jax')}, {where.get('device')}, {values('dtype')}",
+        "flops": "matrix product by matrix product, causal attention, backward = 2x forward",
+        "checkpoints": "the loss after the last step of each run",
+    }
+    if facts["seconds"] is not None:
+        stated["cost"] = f"{facts['flops']:.4g} FLOPs, {duration(facts['seconds'])} of wall clock"
+    return stated

@@ -1,13 +1,18 @@
 """The main job, small: five sizes spanning 15x, four token counts spanning 8x, on 12 MB of presidential messages.
 
-    make quickstart        (or: scaling sweep quickstart && scaling report runs/quickstart)
+make quickstart        (or: scaling sweep quickstart && scaling report runs/quickstart)
 """
 
 from models.config import ModelConfig
+from scaling.run import RunConfig, ScheduleConfig
 from sweeps.define import Sweep, grid
 from sweeps.hyperparameters import PowerRule
 
+# scaling sweep quickstart_tuning && scaling tune runs/quickstart_tuning
 RULE = PowerRule(c=0.002971, p=-0.420, q=-0.527, batch_size=2, n_range=(8376, 3.5e4), d_range=(2.5e5, 1e6))
+
+# The longer warm-up takes the scatter between seeds at D = 250k from 1.1 % to 0.4 % of the loss.
+BASE = RunConfig(schedule=ScheduleConfig(warmup_tokens=102_400))
 
 
 def model(d_model: int) -> ModelConfig:
@@ -19,12 +24,12 @@ def model(d_model: int) -> ModelConfig:
 
 
 def sweep() -> Sweep:
-    return Sweep(
-        grid(
-            {
-                "model": [model(d) for d in (12, 20, 28, 40, 56)],
-                "tokens": [250_000, 500_000, 1_000_000, 2_000_000],
-            },
-            rule=RULE,
-        )
+    runs = grid(
+        {
+            "model": [model(d) for d in (12, 20, 28, 40, 56)],
+            "tokens": [250_000, 500_000, 1_000_000, 2_000_000],
+        },
+        base=BASE,
+        rule=RULE,
     )
+    return Sweep(runs, holdout=f"flops > {max(run.flops for run in runs) / 4!r}")

@@ -1,11 +1,10 @@
 """Tunes learning rate and batch for the quickstart, on runs cheaper than any it holds out.
 
-    scaling sweep quickstart_tuning && scaling tune runs/quickstart_tuning
+scaling sweep quickstart_tuning && scaling tune runs/quickstart_tuning
 """
 
-from scaling.run import RunConfig
 from sweeps.define import Sweep, grid
-from sweeps.library.quickstart import model
+from sweeps.library.quickstart import BASE, model
 
 
 def sweep() -> Sweep:
@@ -15,8 +14,8 @@ def sweep() -> Sweep:
                 "model": [model(12), model(28)],
                 "tokens": [250_000, 1_000_000],
                 "batch_size": [2, 4],
-                "optim.lr": [0.0025, 0.005, 0.01, 0.02, 0.04],
+                "optim.lr": [0.003, 0.006, 0.012, 0.024, 0.048],
             },
-            base=RunConfig(),
+            base=BASE,
         )
     )

@@ -83,7 +83,7 @@ def test_causal_attention_counts_half_the_square():
 
 
 def test_6nd_is_the_limit_without_attention():
-    """At one token of context, FLOPs per token are 6 n_compute up to the norm scales and the attention's own product."""
+    """At one token of context, FLOPs per token are 6 n_compute up to norm scales and the attention's product."""
     config = ModelConfig(d_model=512, n_layers=4, n_heads=8)
     assert flops_per_token(config, 1) == pytest.approx(6 * counts(config).n_compute, rel=5e-3)
 
@@ -112,7 +112,10 @@ def test_for_size_says_why_not():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"d_model": 64, "n_heads": 5}, "model.n_heads = 5 does not divide model.d_model = 64; the nearest that does is 4"),
+        (
+            {"d_model": 64, "n_heads": 5},
+            "model.n_heads = 5 does not divide model.d_model = 64; the nearest that does is 4",
+        ),
         ({"d_model": 0}, "model.d_model = 0: expected a whole number"),
         ({"n_layers": -1}, "model.n_layers = -1"),
         ({"n_heads": 4, "n_kv_heads": 3}, "model.n_kv_heads = 3 does not divide"),

@@ -9,6 +9,8 @@ import pytest
 from models import transformer
 from models.config import ModelConfig, replace
 
+apply = jax.jit(transformer.apply, static_argnums=(0, 3))
+next_token_loss = jax.jit(transformer.next_token_loss, static_argnums=(0, 3))
 TINY = ModelConfig(vocab_size=17, d_model=16, n_layers=2, n_heads=2)
 
 
@@ -16,12 +18,12 @@ def tokens(batch=2, length=12, vocab=17, seed=0):
     return jax.random.randint(jax.random.key(seed), (batch, length), 0, vocab)
 
 
-def noisy(config, seed=1):
+def noisy(config, seed=1, scale=0.2):
     """Parameters away from their zeros, so that every part of the model acts."""
-    params = transformer.init(config, jax.random.key(seed))
+    params = jax.jit(transformer.init, static_argnums=0)(config, jax.random.key(seed))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    return tree.unflatten([x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
 
 
 VARIANTS = {
@@ -37,8 +39,8 @@ VARIANTS = {
 def test_no_position_sees_the_future(name):
     config = VARIANTS[name]
     params, x = noisy(config), tokens()
-    before = transformer.apply(config, params, x)
-    after = transformer.apply(config, params, x.at[:, 7].set((x[:, 7] + 1) % 17))
+    before = apply(config, params, x)
+    after = apply(config, params, x.at[:, 7].set((x[:, 7] + 1) % 17))
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert np.abs(before[:, 7:] - after[:, 7:]).max() > 1e-3
 
@@ -50,7 +52,7 @@ def test_every_parameter_has_named_axes_and_a_gradient(name):
     for box in jax.tree.leaves(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)):
         assert isinstance(box, nn.Partitioned), "a parameter without logical axis names cannot be sharded"
         assert len(box.names) == len(box.value.shape)
-    loss = lambda p: jnp.mean(transformer.next_token_loss(config, p, tokens())[0])  # noqa: E731
+    loss = jax.jit(lambda p: jnp.mean(next_token_loss(config, p, tokens())[0]))
     for path, gradient in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(noisy(config))):
         assert np.abs(gradient).max() > 0, f"{jax.tree_util.keystr(path)} does not act on the loss"
 
@@ -82,7 +84,7 @@ def test_rotary_products_depend_on_distance_alone():
 
 def test_fresh_model_knows_nothing():
     """Zero output head: the loss of a fresh model is exactly log V, at any depth."""
-    loss, log_z = transformer.next_token_loss(TINY, transformer.init(TINY, jax.random.key(0)), tokens())
+    loss, log_z = next_token_loss(TINY, noisy(TINY, scale=0.0), tokens())
     np.testing.assert_allclose(loss, np.log(17), rtol=1e-6)
     np.testing.assert_allclose(log_z, np.log(17), rtol=1e-6)
 
@@ -96,7 +98,7 @@ def test_rms_norm_closed_form():
 def test_softcap_bounds_the_logits():
     config = replace(TINY, logit_softcap=2.0)
     wild = jax.tree.map(lambda x: 10 * x, noisy(TINY))
-    plain, capped = transformer.apply(TINY, wild, tokens()), transformer.apply(config, wild, tokens())
+    plain, capped = apply(TINY, wild, tokens()), apply(config, wild, tokens())
     assert np.abs(plain).max() > 2.0
     np.testing.assert_allclose(capped, 2.0 * np.tanh(plain / 2.0), rtol=1e-5, atol=1e-6)
 
@@ -104,8 +106,8 @@ def test_softcap_bounds_the_logits():
 def test_bfloat16_compute_follows_float32():
     config = VARIANTS["grouped"]
     params = noisy(config)
-    exact = transformer.next_token_loss(config, params, tokens())[0].mean()
-    rough = transformer.next_token_loss(config, params, tokens(), jnp.bfloat16)[0].mean()
+    exact = next_token_loss(config, params, tokens())[0].mean()
+    rough = next_token_loss(config, params, tokens(), jnp.bfloat16)[0].mean()
     assert rough.dtype == jnp.float32
     assert 0 < abs(exact - rough) < 0.03 * exact
 
@@ -115,7 +117,7 @@ def test_golden_loss():
 
     Where that is meant, raise FORMAT in scaling/run.py, so that old runs keep their identity, and put the new number.
     """
-    loss = transformer.next_token_loss(TINY, noisy(TINY), tokens())[0].mean()
+    loss = next_token_loss(TINY, noisy(TINY), tokens())[0].mean()
     np.testing.assert_allclose(loss, GOLDEN, rtol=2e-5)
 
 

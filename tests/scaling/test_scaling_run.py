@@ -1,0 +1,133 @@
+"""Identity, folders and files of a run."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from models.config import ModelConfig
+from models.errors import InputError
+from scaling.optim import learning_rates
+from scaling.run import (
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+    open_run,
+    read_json,
+    write_atomically,
+)
+
+
+def test_identity_survives_the_round_trip_through_json():
+    config = RunConfig(model=ModelConfig(d_model=48, n_heads=3), optim=OptimConfig(lr=0.0123), tokens=123_456)
+    again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert again.run_id == config.run_id
+
+
+def test_every_field_of_a_run_enters_its_identity():
+    """A field outside the hash would let two different runs share a folder."""
+    base = RunConfig()
+    changes = {
+        "model": ModelConfig(n_layers=5),
+        "data": DataConfig(seed=1),
+        "optim": OptimConfig(b2=0.9),
+        "schedule": ScheduleConfig(decay_fraction=0.1),
+        "tokens": 2_000_000,
+        "batch_size": 16,
+        "seed": 1,
+        "dtype": "bfloat16",
+    }
+    assert set(changes) == {f.name for f in dataclasses.fields(RunConfig)}
+    ids = {dataclasses.replace(base, **{k: v}).run_id for k, v in changes.items()} | {base.run_id}
+    assert len(ids) == len(changes) + 1
+
+
+def test_identity_is_stable():
+    """If this fails, finished runs of earlier versions are no longer found: raise FORMAT only where results change."""
+    assert RunConfig().run_id == GOLDEN_ID
+
+
+GOLDEN_ID = "?"
+
+
+def test_whole_floats_and_ints_are_the_same_run():
+    assert RunConfig(optim=OptimConfig(clip=1)).run_id == RunConfig(optim=OptimConfig(clip=1.0)).run_id
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RunConfig(tokens=0), "tokens = 0: expected a whole number of at least 1"),
+        (lambda: RunConfig(tokens=-5), "tokens = -5"),
+        (lambda: RunConfig(batch_size=2.5), "batch_size = 2.5"),
+        (lambda: RunConfig(dtype="float16"), "dtype = 'float16': expected one of float32, bfloat16"),
+        (lambda: RunConfig(optim=OptimConfig(lr=0.0)), "optim.lr = 0.0: expected a number above 0"),
+        (lambda: RunConfig(optim=OptimConfig(lr=float("nan"))), "optim.lr = nan"),
+        (lambda: RunConfig(optim=OptimConfig(name="adam")), "optim.name = 'adam'"),
+        (lambda: RunConfig(schedule=ScheduleConfig(decay_fraction=1.5)), "schedule.decay_fraction = 1.5"),
+        (lambda: RunConfig(data=DataConfig(seq_len=-1)), "data.seq_len = -1"),
+        (lambda: RunConfig(seed=-1), "seed = -1"),
+    ],
+)
+def test_bad_values_name_the_field(make, message):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wsd_schedule_in_closed_form():
+    schedule = ScheduleConfig(warmup_tokens=10 * 1024, decay_fraction=0.2)
+    config = RunConfig(schedule=schedule, optim=OptimConfig(lr=0.5), tokens=100 * 1024)
+    lr = learning_rates(config)
+    assert lr.shape == (100,)
+    np.testing.assert_allclose(lr[:10], 0.5 * (np.arange(10) + 0.5) / 10, rtol=1e-6)
+    np.testing.assert_allclose(lr[10:80], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(lr[80:], 0.5 * (1 - np.sqrt((np.arange(20) + 0.5) / 20)), rtol=1e-5)
+    assert lr[-1] > 0
+
+
+def test_runs_that_differ_in_tokens_share_their_beginning():
+    """Warm-up counts tokens and decay comes last: what a trunk is made of."""
+    short, long = (learning_rates(RunConfig(tokens=t)) for t in (500_000, 1_000_000))
+    np.testing.assert_array_equal(short[:390], long[:390])
+
+
+def test_cosine_falls_to_its_final_share():
+    config = RunConfig(schedule=ScheduleConfig("cosine", warmup_tokens=0, final=0.1), tokens=1_024_000)
+    lr = learning_rates(config)
+    assert np.all(np.diff(lr) <= 0)
+    assert lr[0] == pytest.approx(0.01, rel=1e-4)
+    assert lr[-1] == pytest.approx(0.001, rel=1e-2)
+
+
+def test_folder_of_another_run_is_refused(tmp_path):
+    open_run(tmp_path / "a", RunConfig())
+    open_run(tmp_path / "a", RunConfig())
+    with pytest.raises(InputError, match="holds another run"):
+        open_run(tmp_path / "a", RunConfig(seed=1))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match=r"not empty and without a config\.json"):
+        open_run(tmp_path / "b", RunConfig())
+
+
+def test_half_written_files_are_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"format": 1, "tokens": 1')
+    with pytest.raises(InputError, match=r"config.json: not readable as JSON .* move the folder away"):
+        open_run(tmp_path, RunConfig())
+    (tmp_path / "config.json").write_text(json.dumps(RunConfig().to_dict() | {"colour": "red"}))
+    with pytest.raises(InputError, match="colour"):
+        open_run(tmp_path, RunConfig())
+
+
+def test_writing_is_all_or_nothing(tmp_path):
+    path = tmp_path / "x.json"
+    write_atomically(path, "{}")
+    with pytest.raises(TypeError):
+        write_atomically(path, None)
+    assert read_json(path) == {}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

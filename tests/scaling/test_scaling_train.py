@@ -1,0 +1,242 @@
+"""One run: exact, resumable, the same on any mesh, and honest about its failures."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from models.config import ModelConfig
+from models.errors import InputError
+from scaling import train as train_module
+from scaling.data.store import open_store
+from scaling.run import DataConfig, Execution, OptimConfig, RunConfig, read_json
+from scaling.train import Busy, Preempted, train
+
+MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2)
+
+
+@pytest.fixture(scope="module")
+def config(corpus):
+    """40 steps of 8 x 32 tokens."""
+    data = DataConfig(source=corpus, seq_len=32, valid_fraction=0.1)
+    return RunConfig(model=MODEL, data=data, tokens=40 * 8 * 32, optim=OptimConfig(lr=0.02))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    return train(config, folder), folder
+
+
+@pytest.fixture
+def short_calls(monkeypatch):
+    """Calls of at most four steps, so that a run of 40 steps can be stopped in its middle."""
+    monkeypatch.setattr(train_module, "CHUNK_SECONDS", 0.0)
+
+
+def numbers(result):
+    return {k: v for k, v in result.items() if k not in ("timing", "where")}
+
+
+def curve(folder):
+    return pq.read_table(folder / "curve.parquet").to_pandas()
+
+
+def stop_after(calls):
+    """should_stop that says yes at the given number of calls."""
+    left = iter(range(calls - 1, -1, -1))
+    return lambda: next(left, 0) == 0
+
+
+def test_a_run_leaves_its_record(config, undisturbed):
+    result, folder = undisturbed
+    assert result == read_json(folder / "result.json")
+    assert result["status"] == "finished"
+    assert result["tokens"] == config.trained_tokens == 40 * 8 * 32
+    assert result["n_compute"] == config.counts.n_compute
+    frame = curve(folder)
+    assert list(frame["step"]) == list(range(1, 41))
+    assert frame["tokens"].iloc[-1] == result["tokens"]
+    assert frame["loss"].iloc[0] == pytest.approx(np.log(256), rel=1e-4)
+    assert result["loss"] < 4.0, "the model has learnt nothing"
+    assert result["bits_per_byte"] == pytest.approx(result["loss"] / np.log(2), rel=0.01)
+    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_the_result_is_the_mean_over_the_whole_validation_split(config, undisturbed):
+    """Computed here window by window from the trained parameters, by a run that is stopped one step from its end."""
+    store = open_store(config.data.source, "bytes", valid_fraction=0.1)
+    assert undisturbed[0]["valid_tokens"] == store.n_valid_windows(32) * 32
+    program = train_module.compile_run(MODEL, OptimConfig(lr=1.0), "float32", train_module.make_mesh())
+    state = program.init(jax.random.key(config.seed))
+    run = train_module.Run(config, Path("unused"), Execution(), train_module.make_mesh(), store, None, None, None)
+    state, _ = program.steps(state, *run.inputs(0, 32), 32)
+    state, _ = program.steps(state, *run.inputs(32, 8), 8)
+    from models.transformer import next_token_loss
+
+    losses = [next_token_loss(MODEL, state["params"], w[None])[0].mean() for w in store.valid_windows(32)[:50]]
+    assert run.validate(state["params"]) == pytest.approx(undisturbed[0]["loss"], rel=1e-6)
+    part = np.mean([float(x) for x in losses])
+    assert part == pytest.approx(undisturbed[0]["loss"], rel=0.1)
+
+
+def test_again_is_the_same_bits(config, undisturbed, tmp_path):
+    again = train(config, tmp_path / "run")
+    assert numbers(again) == numbers(undisturbed[0])
+    assert curve(tmp_path / "run").equals(curve(undisturbed[1]))
+
+
+def test_a_finished_run_is_not_trained_again(config, undisturbed, monkeypatch):
+    monkeypatch.setattr(train_module.Run, "train", lambda self: pytest.fail("trained again"))
+    assert train(config, undisturbed[1]) == undisturbed[0]
+
+
+@pytest.mark.parametrize("calls", [1, 7, 39])
+def test_resumed_is_the_same_bits(config, undisturbed, tmp_path, short_calls, calls):
+    with pytest.raises(Preempted):
+        train(config, tmp_path / "run", should_stop=stop_after(calls))
+    assert not (tmp_path / "run" / "result.json").exists()
+    notes = []
+    resumed = train(config, tmp_path / "run", report=notes.append)
+    assert notes == [f"continuing from step {resumed['timing']['resumed_at_step']} of 40"]
+    assert resumed["timing"]["resumed_at_step"] > 0
+    assert numbers(resumed) == numbers(undisturbed[0])
+    assert curve(tmp_path / "run").equals(curve(undisturbed[1]))
+
+
+def test_validating_on_a_schedule_changes_nothing(config, undisturbed, tmp_path):
+    execution = Execution(eval_every=10 * 8 * 32)
+    result = train(config, tmp_path / "run", execution)
+    assert numbers(result) == numbers(undisturbed[0])
+    validated = curve(tmp_path / "run")["valid_loss"].dropna()
+    assert list(validated.index + 1) == [10, 20, 30, 40]
+    assert validated.iloc[-1] == result["loss"]
+
+
+def test_a_damaged_checkpoint_is_stepped_over(config, undisturbed, tmp_path, short_calls):
+    folder = tmp_path / "run"
+    with pytest.raises(Preempted):
+        train(config, folder, Execution(checkpoint_seconds=0.0), should_stop=stop_after(9))
+    steps = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+    assert len(steps) == 2, "two checkpoints are kept"
+    for path in (folder / "checkpoints" / str(steps[-1])).rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    notes = []
+    result = train(config, folder, report=notes.append)
+    assert f"checkpoint of step {steps[-1]} is damaged" in notes[0]
+    assert notes[1] == f"continuing from step {steps[0]} of 40"
+    assert numbers(result) == numbers(undisturbed[0])
+
+
+def test_without_a_whole_checkpoint_it_begins_anew(config, undisturbed, tmp_path, short_calls):
+    folder = tmp_path / "run"
+    with pytest.raises(Preempted):
+        train(config, folder, should_stop=stop_after(5))
+    for path in (folder / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    notes = []
+    result = train(config, folder, report=notes.append)
+    assert any("starting from the beginning" in note for note in notes)
+    assert numbers(result) == numbers(undisturbed[0])
+
+
+def test_a_missing_curve_is_noticed(config, undisturbed, tmp_path, short_calls):
+    folder = tmp_path / "run"
+    with pytest.raises(Preempted):
+        train(config, folder, should_stop=stop_after(5))
+    (folder / "curve.parquet").write_bytes(b"PAR1")
+    result = train(config, folder)
+    assert numbers(result) == numbers(undisturbed[0])
+    assert curve(folder).equals(curve(undisturbed[1]))
+
+
+def test_nan_ends_the_run_for_good(config, tmp_path):
+    """A learning rate of 1e30 overflows within a few steps."""
+    wild = dataclasses.replace(config, optim=OptimConfig(lr=1e30, clip=0.0, weight_decay=0.0))
+    result = train(wild, tmp_path / "run")
+    assert result["status"] == "diverged"
+    assert 1 < result["diverged_at_step"] < 40
+    assert result["loss"] is None
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert train(wild, tmp_path / "run") == result, "a diverged run is not tried again"
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
+def test_the_mesh_does_not_matter(config, undisturbed, tmp_path, data, fsdp):
+    """Sums are taken in another order, so to 1e-5 and not to the bit."""
+    execution = Execution(data_parallel=data, fsdp=fsdp)
+    result = train(config, tmp_path / "run", execution)
+    assert result["where"]["devices"] == 8
+    assert result["loss"] == pytest.approx(undisturbed[0]["loss"], rel=1e-5)
+    np.testing.assert_allclose(curve(tmp_path / "run")["loss"], curve(undisturbed[1])["loss"], rtol=1e-5)
+
+
+def test_fsdp_shards_parameters_and_optimiser_state():
+    mesh = train_module.make_mesh(1, 8)
+    program = train_module.compile_run(MODEL, OptimConfig(lr=1.0), "float32", mesh)
+    state = program.init(jax.random.key(0))
+    sharded = [x for x in jax.tree.leaves(state) if x.addressable_shards[0].data.size * 8 == x.size]
+    whole = sum(x.size for x in jax.tree.leaves(state))
+    assert sum(x.size for x in sharded) > 0.95 * whole, "parameters or moments lie whole on every device"
+
+
+def test_stopped_on_one_mesh_resumed_on_another(config, undisturbed, tmp_path, short_calls):
+    with pytest.raises(Preempted):
+        train(config, tmp_path / "run", Execution(fsdp=8), should_stop=stop_after(6))
+    result = train(config, tmp_path / "run")
+    assert result["loss"] == pytest.approx(undisturbed[0]["loss"], rel=1e-5)
+
+
+def test_bfloat16_keeps_float32_parameters(config, undisturbed, tmp_path):
+    half = dataclasses.replace(config, dtype="bfloat16")
+    result = train(half, tmp_path / "run")
+    assert result["loss"] == pytest.approx(undisturbed[0]["loss"], rel=0.03)
+    assert result["loss"] != undisturbed[0]["loss"]
+    program = train_module.compile_run(MODEL, OptimConfig(lr=1.0), "bfloat16", train_module.make_mesh())
+    assert {x.dtype.name for x in jax.tree.leaves(program.abstract_state)} == {"float32", "int32"}
+
+
+def test_two_processes_never_train_one_run(config, tmp_path):
+    train_module.open_run(tmp_path / "run", config)
+    with train_module.lease(tmp_path / "run"), pytest.raises(Busy):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "execution", "message"),
+    [
+        ({"tokens": 10**9}, {}, "training tokens; train on fewer, or allow repeats with --repeat"),
+        ({"model": dataclasses.replace(MODEL, vocab_size=300)}, {}, "has a vocabulary of 256; set model.vocab_size"),
+        ({}, {"fsdp": 16}, "16 devices wanted, 8 here"),
+        ({}, {"fsdp": 3}, "batch_size = 8: not divisible by the 3 devices"),
+        ({}, {"data_parallel": 0}, "expected sizes of at least 1"),
+    ],
+)
+def test_what_does_not_fit_leaves_nothing_behind(config, tmp_path, changes, execution, message):
+    with pytest.raises(InputError) as caught:
+        train(dataclasses.replace(config, **changes), tmp_path / "run", Execution(**execution))
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_repeating_the_corpus_is_allowed_when_asked(config, tmp_path):
+    data = dataclasses.replace(config.data, repeat=True)
+    store = open_store(data.source, "bytes", valid_fraction=0.1)
+    epoch = store.n_train_windows(32) * 32
+    result = train(dataclasses.replace(config, data=data, tokens=epoch + 4096, batch_size=64), tmp_path / "run")
+    assert result["unique_tokens"] == epoch < result["tokens"]
+
+
+def test_a_run_begun_on_another_corpus_is_refused(config, tmp_path, short_calls):
+    with pytest.raises(Preempted):
+        train(config, tmp_path / "run", should_stop=stop_after(3))
+    (tmp_path / "run" / "corpus.json").write_text('{"corpus":"another"}')
+    with pytest.raises(InputError, match="was begun on corpus another"):
+        train(config, tmp_path / "run")

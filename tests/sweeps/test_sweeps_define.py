@@ -1,0 +1,143 @@
+"""Definitions: pure, checked, printable."""
+
+import pytest
+
+from models.config import ModelConfig
+from models.errors import InputError
+from scaling.run import OptimConfig, RunConfig
+from sweeps.cost import dry_run, duration
+from sweeps.define import Sweep, field_paths, grid, library, load_sweep, with_field
+from sweeps.hyperparameters import PowerRule
+
+
+def test_grid_is_every_combination():
+    runs = grid({"n": [2e4, 4e4], "tokens": [1e5, 2e5, 4e5], "seed": [0, 1]})
+    assert len(runs) == 12
+    assert {c.tokens for c in runs} == {100_000, 200_000, 400_000}
+    assert all(isinstance(c.tokens, int) for c in runs)
+    assert len({c.run_id for c in runs}) == 12
+    for wanted in (2e4, 4e4):
+        assert any(abs(c.counts.n_compute / wanted - 1) < 0.05 for c in runs)
+
+
+def test_model_fields_lie_on_top_of_the_size():
+    (config,) = grid({"model.activation": ["relu2"], "model": [ModelConfig(d_model=32, n_heads=2)]})
+    assert (config.model.d_model, config.model.activation, config.model.d_ff) == (32, "relu2", 128)
+
+
+def test_rule_sets_what_the_axes_leave_open():
+    rule = PowerRule(c=0.01, p=-0.5, q=0.0, batch_size=4, n_range=(1, 2), d_range=(1, 2))
+    (ruled,) = grid({"n": [1e5]}, rule=rule)
+    assert ruled.batch_size == 4
+    assert ruled.optim.lr == pytest.approx(0.01 * (ruled.counts.n_compute / 1e5) ** -0.5, rel=5e-3)
+    (pinned,) = grid({"n": [1e5], "optim.lr": [0.3]}, rule=rule)
+    assert (pinned.optim.lr, pinned.batch_size) == (0.3, 4)
+
+
+def test_keep_filters():
+    assert len(grid({"n": [2e4, 4e4], "tokens": [1e5, 4e5]}, keep=lambda c: c.tokens > 2e5)) == 2
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"optim.lrr": [1]}, "axis 'optim.lrr': no such field of a run; did you mean 'optim.lr'?"),
+        ({"tokens": 5}, "axis 'tokens' = 5: expected a list of values"),
+        ({"tokens": [-1]}, "tokens = -1"),
+        ({"n": [5]}, "model size n = 5"),
+        ({"n": [1e5], "model": [ModelConfig()]}, "'n' and 'model' both set the model"),
+        ({"model": [3]}, "expected ModelConfigs"),
+    ],
+)
+def test_bad_axes_are_named(axes, message):
+    with pytest.raises(InputError) as caught:
+        grid(axes)
+    assert message in str(caught.value)
+
+
+def test_empty_sweeps_are_refused_and_doubles_removed():
+    with pytest.raises(InputError, match="no runs"):
+        Sweep(())
+    assert len(Sweep((RunConfig(), RunConfig())).runs) == 1
+
+
+def test_every_field_can_be_an_axis():
+    for path, kind in field_paths().items():
+        if path.startswith("model."):
+            continue
+        value = {int: 3, float: 0.25, bool: True}.get(kind)
+        if value is not None:
+            assert with_field(RunConfig(), path, value).run_id
+
+
+@pytest.mark.parametrize("name", library())
+def test_library_sweeps_are_whole_and_documented(name):
+    """Each opens with its command; none holds a run that could not be made."""
+    short, sweep = load_sweep(name)
+    assert short == name
+    assert f"scaling sweep {name}" in __import__(f"sweeps.library.{name}", fromlist=["x"]).__doc__
+    assert len({c.run_id for c in sweep.runs}) == len(sweep.runs)
+
+
+def test_quickstart_is_what_the_readme_says():
+    _, sweep = load_sweep("quickstart")
+    n = sorted({c.counts.n_compute for c in sweep.runs})
+    d = sorted({c.tokens for c in sweep.runs})
+    assert len(n) >= 4
+    assert n[-1] / n[0] >= 15
+    assert len(d) >= 4
+    assert d[-1] / d[0] >= 8
+    largest = max(c.flops for c in sweep.runs)
+    threshold = float(sweep.holdout.split(">")[1])
+    assert threshold == pytest.approx(largest / 4)
+    rule_runs = load_sweep("quickstart_tuning")[1].runs
+    assert max(c.flops for c in rule_runs) <= threshold, "the rule was tuned on a run as dear as the held-out ones"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def sweep(:", "failed with SyntaxError"),
+        ("x = 1", "defines no function sweep()"),
+        ("def sweep(): return 3", "returned int, expected a Sweep"),
+        ("def sweep(): raise KeyError('a')", "failed with KeyError"),
+        ("from sweeps.define import *\ndef sweep(): return Sweep(grid({'seeed': [1]}))", "did you mean 'seed'"),
+    ],
+)
+def test_bad_definition_files_are_named(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_sweep(str(path))
+    assert message in str(caught.value)
+    assert "mine.py" in str(caught.value)
+
+
+def test_unknown_names_offer_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'quickstart'"):
+        load_sweep("quickstrat")
+    with pytest.raises(InputError, match="not found"):
+        load_sweep("nowhere.py")
+
+
+def test_dry_run_shows_each_run_and_the_total():
+    runs = grid({"n": [2e4, 4e4], "tokens": [1e5, 2e5]})
+    text = dry_run(runs, workers=2, finished={runs[0].run_id})
+    for config in runs:
+        (line,) = [line for line in text.splitlines() if config.run_id in line]
+        for part in (f"{config.counts.n_compute:,}", f"{config.trained_tokens:,}", f"{config.steps:,}", "MiB"):
+            assert part in line
+        assert line.endswith("finished") == (config is runs[0])
+    assert f"{sum(c.flops for c in runs):.4g} FLOPs" in text.splitlines()[-1]
+    assert "3 of 4 runs to train" in text.splitlines()[-1]
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (5, 300, 36_000)] == ["5 s", "5.0 min", "10.0 h"]
+
+
+def test_rule_is_the_formula():
+    rule = PowerRule(c=0.003, p=-0.4, q=-0.5, batch_size=2, n_range=(1, 2), d_range=(1, 2))
+    assert rule.lr(1e5, 1e6) == 0.003
+    assert rule.lr(2e5, 4e6) == pytest.approx(0.003 * 2**-0.4 / 2, rel=5e-3)
+    assert rule(RunConfig(optim=OptimConfig(lr=1.0))).optim.lr != 1.0

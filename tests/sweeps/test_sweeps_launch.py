@@ -1,0 +1,184 @@
+"""Real launchers and workers as processes: killed, stopped, broken, and in the end the same table bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from models.errors import InputError
+from scaling.run import RunConfig, write_atomically
+from sweeps.define import load_sweep
+from sweeps.launch import local
+from sweeps.table import table
+
+DEFINITION = """
+from models.config import ModelConfig
+from scaling.run import DataConfig, RunConfig
+from sweeps.define import Sweep, grid
+
+def sweep():
+    data = DataConfig(source={source!r}, seq_len=32, valid_fraction=0.1)
+    models = [ModelConfig(d_model=d, n_layers=1, n_heads=2) for d in (8, 16)]
+    return Sweep(grid({{"model": models, "tokens": [25_000, 50_000]}}, base=RunConfig(data=data, batch_size=2)))
+"""
+
+
+@pytest.fixture(scope="module")
+def definition(corpus, tmp_path_factory):
+    path = tmp_path_factory.mktemp("definition") / "tiny.py"
+    path.write_text(DEFINITION.format(source=corpus))
+    return path
+
+
+def start(definition, out, *options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "scaling.cli", "sweep", str(definition), "--out", str(out), "--workers", "2"]
+    return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(definition, out, *options) -> str:
+    process = start(definition, out, *options)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    return text
+
+
+def workers_of(launcher: int) -> list[int]:
+    """Process ids of the launcher's children."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children")
+    return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(definition, tmp_path_factory) -> pd.DataFrame:
+    out = tmp_path_factory.mktemp("sweep") / "undisturbed"
+    text = finish(definition, out)
+    assert "4 finished, 0 diverged, 0 failed" in text
+    return table(out)
+
+
+@pytest.mark.slow
+def test_workers_and_launches_do_not_matter(definition, undisturbed, tmp_path):
+    assert set(undisturbed["status"]) == {"finished"}
+    finish(definition, tmp_path / "one", "--workers", "1")
+    pd.testing.assert_frame_equal(table(tmp_path / "one"), undisturbed, check_exact=True)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("result.json")}
+    assert "4 finished" in finish(definition, tmp_path / "one")
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("result.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_any_moment_the_table_is_the_same(definition, undisturbed, tmp_path, seed):
+    """kill -9 of the launcher, of a worker, or of all of them, at random moments, then a launch that is left alone."""
+    rng = random.Random(seed)
+    out = tmp_path / "killed"
+    for _ in range(4):
+        process = start(definition, out, "--checkpoint-seconds", "0.05")
+        time.sleep(rng.uniform(0.3, 8.0))
+        victims = workers_of(process.pid)
+        what = rng.choice(["launcher", "worker", "all"])
+        if what == "worker" and victims:
+            os.kill(rng.choice(victims), signal.SIGKILL)
+            time.sleep(rng.uniform(0.0, 3.0))
+        if what == "all":
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.communicate(timeout=60)
+        for pid in victims:  # they end with their launcher
+            wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+    finish(definition, out)
+    pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_replaced(definition, undisturbed, tmp_path):
+    out = tmp_path / "sweep"
+    process = start(definition, out)
+    wait_for(lambda: len(workers_of(process.pid)) == 2 and list(out.glob("runs/*/config.json")))
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_saves_and_a_second_launch_continues(definition, undisturbed, tmp_path, number):
+    out = tmp_path / "sweep"
+    process = start(definition, out)
+    wait_for(lambda: len(list(out.glob("runs/*/config.json"))) == 2)
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, text
+    assert "launch again to continue" in text
+    finish(definition, out)
+    pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
+
+
+def test_failures_are_told_and_leave_the_others_alone(definition, tmp_path):
+    """A run folder that is not a run fails that run alone, with its reason; diverged runs are counted apart."""
+    out = tmp_path / "sweep"
+    _, sweep = load_sweep(str(definition))
+    local.prepare("tiny", sweep, out)
+    broken = out / "runs" / sweep.runs[0].run_id
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    lines = []
+    state = local.launch(sweep, out, workers=2, show=lambda state, line: lines.append(line))
+    assert (state.finished, list(state.failed)) == (3, [broken.name])
+    assert "move the folder away and launch again" in state.failed[broken.name]
+    assert sum("trying again" in line for line in lines) == 0, "bad input does not mend by trying again"
+
+
+def test_a_sweep_is_checked_before_anything_is_made(definition, tmp_path, corpus):
+    path = tmp_path / "large.py"
+    path.write_text(DEFINITION.format(source=corpus).replace("50_000", "50_000_000"))
+    _, sweep = load_sweep(str(path))
+    with pytest.raises(InputError, match="allow repeats with --repeat"):
+        local.prepare("large", sweep, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("x")
+    with pytest.raises(InputError, match="not the folder of a sweep"):
+        local.prepare("tiny", load_sweep(str(definition))[1], tmp_path / "mine")
+    with pytest.raises(InputError, match="--workers 0"):
+        local.placements(0, 1)
+
+
+def test_table_of_begun_runs(tmp_path):
+    """Waiting runs have no row; a begun one has a row without a loss; damage is named."""
+    config = RunConfig()
+    folder = tmp_path / "runs" / config.run_id
+    write_atomically(tmp_path / "sweep.json", json.dumps({"runs": [config.run_id, "000000000000"]}))
+    assert table(tmp_path).empty
+    folder.mkdir(parents=True)
+    write_atomically(folder / "config.json", json.dumps(config.to_dict()))
+    frame = table(tmp_path)
+    assert list(frame["status"]) == ["unfinished"]
+    assert frame["loss"].isna().all()
+    (folder / "result.json").write_text('{"run": "x", "status"')
+    with pytest.raises(InputError, match=r"result.json: not readable"):
+        table(tmp_path)
+    (folder / "result.json").write_text('{"run": "x", "status": "finished"}')
+    with pytest.raises(InputError, match=r"result.json is not of this config"):
+        table(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        table(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no runs"):
+        table(tmp_path / "empty")
