@@ -71,6 +71,10 @@ def default_d_ff(d_model: int, activation: str) -> int:
 
 
 def replace(config: ModelConfig, **changes) -> ModelConfig:
-    """`dataclasses.replace` that resolves d_ff and n_kv_heads anew unless they are among the changes."""
-    fields = dataclasses.asdict(config) | {"d_ff": None, "n_kv_heads": None} | changes
-    return ModelConfig(**fields)
+    """`dataclasses.replace`, in which a d_ff or n_kv_heads that follows from other fields follows them again."""
+    fields = dataclasses.asdict(config)
+    if config.d_ff == default_d_ff(config.d_model, config.activation):
+        fields["d_ff"] = None
+    if config.n_kv_heads == config.n_heads:
+        fields["n_kv_heads"] = None
+    return ModelConfig(**(fields | changes))

@@ -88,6 +88,8 @@ def for_size(
         for d_model in range(width_head, 8 * math.isqrt(int(n)) + width_head, width_head):
             if nearest and d_model * (vocab_size + d_model) > 2 * (1 + tolerance) * n:
                 break
+            if (d_model // width_head) % (fields.get("n_kv_heads") or 1):
+                continue
             base = {
                 "vocab_size": vocab_size,
                 "d_model": d_model,

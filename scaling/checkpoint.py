@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-
-logger = logging.getLogger(__name__)
+import jax.numpy as jnp
 
 
 class Checkpointer:
@@ -23,12 +22,16 @@ class Checkpointer:
         """Starts saving `state` (a tree of arrays) as of `step` finished steps; returns once it is copied."""
         import orbax.checkpoint as ocp
 
-        self._open().save(step, args=ocp.args.StandardSave(state))
+        # On a CPU orbax would read the very buffers that the next step is free to reuse.
+        state = jax.tree.map(jnp.copy, state) if jax.default_backend() == "cpu" else state
+        if not self._open().save(step, args=ocp.args.StandardSave(state)):
+            raise RuntimeError(f"checkpoint of step {step} was not saved: {self.folder} holds a later one")
 
     def restore(self, abstract: Any, report: Callable[[str], None]) -> tuple[int, Any] | None:
         """(steps finished, state) from the newest checkpoint that reads back whole, or None.
 
-        `abstract`: a tree of ShapeDtypeStruct with shardings. A checkpoint that does not read is reported and removed.
+        `abstract`: a tree of ShapeDtypeStruct with shardings. A checkpoint that does not read is reported and set
+        aside, as damaged-STEP beside the folder.
         """
         if not self.folder.is_dir():
             return None
@@ -38,13 +41,25 @@ class Checkpointer:
             try:
                 state = self._open().restore(step, args=ocp.args.StandardRestore(abstract))
                 return step, jax.block_until_ready(state)
+            except (MemoryError, PermissionError):  # no fault of the checkpoint's
+                raise
             except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+                if "RESOURCE_EXHAUSTED" in str(error):
+                    raise
                 reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
                 report(f"checkpoint of step {step} is damaged ({reason}); falling back to the one before")
                 self.close()
-                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+                aside = self.folder.with_name(f"damaged-{step}")
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
         report("no whole checkpoint is left; starting from the beginning")
         return None
+
+    def clear(self) -> None:
+        """Removes all checkpoints of the run."""
+        self.close()
+        for folder in [self.folder, *self.folder.parent.glob("damaged-*")]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         """Waits for saves under way and lets go of the folder."""
@@ -57,6 +72,8 @@ class Checkpointer:
             import orbax.checkpoint as ocp
 
             logging.getLogger("absl").setLevel(logging.ERROR)
-            options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True, enable_async_checkpointing=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self.keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager

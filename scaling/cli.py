@@ -1,11 +1,13 @@
 """The command line. It imports the rooms only when a command needs them, so that --help answers at once."""
 
 import argparse
-import difflib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
+
+from scaling.data.hints import did_you_mean
 
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75
@@ -26,13 +28,8 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             wrong = message.removeprefix("unrecognized arguments: ").split()[0]
             known = [o for a in self._actions for o in a.option_strings if o.startswith("--")]
-            message = f"unknown option {wrong}{nearest(wrong.split('=')[0], known)}; see {self.prog} --help"
+            message = f"unknown option {wrong}{did_you_mean(wrong.split('=')[0], known)}; see {self.prog} --help"
         fail(message)
-
-
-def nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def fail(message: str) -> None:
@@ -57,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n" + EPILOG + "\n\nscaling COMMAND --help tells the options of each.")
         return 0 if argv else EXIT_BAD_INPUT
     if argv[0] not in COMMANDS:
-        fail(f"unknown command {argv[0]!r}{nearest(argv[0], list(COMMANDS))}; see scaling --help")
+        fail(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; see scaling --help")
     try:
         return COMMANDS[argv[0]][0](argv[1:]) or 0
     except BrokenPipeError:
@@ -87,7 +84,7 @@ def command(name: str, example: str, description: str) -> Parser:
 
 def cmd_train(argv: list[str]) -> int:
     from scaling.run import Execution, RunConfig
-    from sweeps.define import field_paths, with_field
+    from sweeps.define import configure, field_paths
 
     parser = command(
         "train",
@@ -112,11 +109,8 @@ def cmd_train(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RUN_ID)")
     args = vars(parser.parse_args(argv))
 
-    config = defaults
-    if args["n"] is not None:
-        config = with_field(config, "n", args["n"])
-    given = {path: args[path] for path in kinds if args[path] is not None}
-    config = with_fields(config, given)
+    given = {path: args[path] for path in ["n", *kinds] if args[path] is not None}
+    config = configure(defaults, given)
     folder = args["out"] or Path("runs") / config.run_id
     execution = Execution(
         data_parallel=args["data_parallel"],
@@ -146,25 +140,6 @@ def cmd_train(argv: list[str]) -> int:
     return 0
 
 
-def with_fields(config, given: dict):
-    """`config` with all of `given` (dotted path -> value) set at once, so that only the whole has to fit together."""
-    import dataclasses
-
-    from models.config import ModelConfig
-
-    model = {path.partition(".")[2]: value for path, value in given.items() if path.startswith("model.")}
-    if model:
-        fields = dataclasses.asdict(config.model) | {"d_ff": None, "n_kv_heads": None}
-        config = dataclasses.replace(config, model=ModelConfig(**(fields | model)))
-    parts: dict[str, dict] = {}
-    for path, value in given.items():
-        head, _, tail = path.partition(".")
-        if head != "model":
-            parts.setdefault(head, {})[tail] = value
-    changes = {h: v[""] if "" in v else dataclasses.replace(getattr(config, h), **v) for h, v in parts.items()}
-    return dataclasses.replace(config, **changes)
-
-
 def cmd_sweep(argv: list[str]) -> int:
     parser = command(
         "sweep",
@@ -187,15 +162,17 @@ def cmd_sweep(argv: list[str]) -> int:
     if args.dry_run:
         from sweeps.cost import dry_run
 
+        local.check(sweep)
         finished = {c.run_id for c in sweep.runs if (folder / "runs" / c.run_id / "result.json").exists()}
         print(dry_run(sweep.runs, len(local.placements(args.workers, len(sweep.runs))), finished))
         return 0
     local.placements(args.workers, 1)
-    print(f"{name}: {len(sweep.runs)} runs, {sum(c.flops for c in sweep.runs):.4g} FLOPs, in {folder}")
-    local.prepare(name, sweep, folder)
     execution = Execution(checkpoint_seconds=args.checkpoint_seconds, eval_every=args.eval_every)
+    began = time.monotonic()
+    local.prepare(name, sweep, folder)
+    print(f"{name}: {len(sweep.runs)} runs, {sum(c.flops for c in sweep.runs):.4g} FLOPs, in {folder}", flush=True)
     with Progress() as progress:
-        state = local.launch(sweep, folder, args.workers, execution, progress.show)
+        state = local.launch(sweep, folder, args.workers, execution, progress.show, began)
     ends = f"{state.finished} finished, {state.diverged} diverged, {len(state.failed)} failed"
     print(f"{name}: {ends} in {state.seconds:.0f} s")
     if state.failed:
@@ -208,21 +185,19 @@ def cmd_status(argv: list[str]) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR")
     args = parser.parse_args(argv)
 
+    from collections import Counter
+
     from scaling.run import read_json
-    from sweeps.table import read_progress, run_folders, table
+    from sweeps.table import read_progress, run_folders
+    from sweeps.table import row as row_of
 
     folders = run_folders(args.folder)
-    frame = table(args.folder)
-    by_status = frame["status"].value_counts().to_dict()
-    waiting = len(folders) - len(frame)
-    if waiting:
-        by_status["waiting"] = waiting
+    rows = [row_of(folder) for folder in folders]
+    by_status = Counter("waiting" if r is None else r["status"] for r in rows)
     print(f"{args.folder}: {len(folders)} runs: " + ", ".join(f"{n} {status}" for status, n in by_status.items()))
-    for folder in folders:
-        rows = frame[frame["run"] == folder.name] if len(folders) > 1 else frame
-        if rows.empty:
+    for folder, row in zip(folders, rows, strict=True):
+        if row is None:
             continue
-        row = rows.iloc[0]
         line = f"  {row['run']}  N {row['n_compute']:>12,}  D {row['tokens']:>14,}  {row['status']:10s}"
         if row["status"] == "finished":
             line += f" loss {row['loss']:.4f}"
@@ -330,10 +305,14 @@ def cmd_report(argv: list[str]) -> int:
     add_source(parser)
     parser.add_argument("--law", default=None, help="auto, chinchilla, kaplan or coupled (default: the sweep's)")
     args = parser.parse_args(argv)
+    if not args.source.is_dir():
+        fail(f"{args.source}: not a folder; give the folder of a sweep (for a table of runs: scaling fit)")
+
     from sweeps.summary import report
 
+    started = time.monotonic()
     study, facts = study_of(args)
-    print(report(study, args.source, facts))
+    print(report(study, args.source, facts, started))
     return 0
 
 
@@ -410,6 +389,8 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def note(self, *_: object) -> None:
+        if self.seen:
+            raise KeyboardInterrupt  # asked twice: leave now, with what the last checkpoint holds
         self.seen = True
 
     def requested(self) -> bool:

@@ -135,6 +135,12 @@ class RunConfig:
         fields = dict(fields)
         if fields.pop("format", None) != FORMAT:
             raise InputError(f"config.json: written in another format; this version reads format {FORMAT}")
+        expected = RunConfig().to_dict()
+        for name, part in {"": fields, **{k: fields.get(k) for k in parts}}.items():
+            wanted = expected[name] if name else expected.keys() - {"format"}
+            missing = sorted(wanted - part.keys()) if isinstance(part, dict) else [name]
+            if missing:
+                raise InputError(f"config.json: {name or 'the run'} lacks {', '.join(missing)}; move the folder away")
         try:
             return RunConfig(**{k: parts[k](**v) if k in parts else v for k, v in fields.items()})
         except TypeError as error:
@@ -150,6 +156,13 @@ class Execution:
     checkpoint_seconds: float = 120.0  #: least time between two checkpoints
     keep_checkpoints: int = 2
     eval_every: int = 0  #: tokens between validations during the run; 0: only at the end
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.checkpoint_seconds < math.inf:
+            raise InputError(f"checkpoint_seconds = {self.checkpoint_seconds!r}: expected a number of at least 0")
+        for name, least in {"data_parallel": 1, "fsdp": 1, "keep_checkpoints": 1, "eval_every": 0}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} = {getattr(self, name)!r}: expected a whole number of at least {least}")
 
 
 def canonical_json(value: Any) -> str:
@@ -187,18 +200,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def open_run(folder: Path, config: RunConfig) -> None:
-    """Makes the run folder, or checks that the one there belongs to `config`. Raises InputError if it does not."""
+def check_run_folder(folder: Path, config: RunConfig) -> None:
+    """Raises InputError where `folder` holds another run, or something that is no run. Makes nothing."""
     path = folder / "config.json"
     if path.exists():
         there = RunConfig.from_dict(read_json(path))
         if there != config:
             raise InputError(f"{folder}: holds another run ({there.run_id}, not {config.run_id}); choose another --out")
-        return
-    if folder.exists() and any(not p.name.endswith(".tmp") and p.name != "lock" for p in folder.iterdir()):
+    elif folder.exists() and not holds_only(folder, "lock", "failed.json", "config.json"):
         raise InputError(f"{folder}: not empty and without a config.json, so not a run; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(config.to_dict(), indent=1) + "\n")
+
+
+def holds_only(folder: Path, *names: str) -> bool:
+    """Whether nothing lies in `folder` but these, and what a killed writer left."""
+    return all(p.name in names or p.name.endswith(".tmp") for p in folder.iterdir())
+
+
+def open_run(folder: Path, config: RunConfig) -> None:
+    """Writes config.json where it is not there yet, and clears what killed writers left. The caller holds the lease."""
+    check_run_folder(folder, config)
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    if not (folder / "config.json").exists():
+        write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
 
 
 def check_fits(config: RunConfig, store: Any) -> None:

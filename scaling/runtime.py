@@ -8,7 +8,12 @@ from scaling.data.cache import cache_root
 
 
 def set_up_jax() -> None:
-    """Turns on the persistent compilation cache. To be called before the first computation."""
+    """Turns on the persistent compilation cache and exact GPU programs. To be called before the first computation."""
+    # On a GPU a scatter-add (the embedding's gradient) sums in any order unless told not to: the same run must give the
+    # same bits. Without a GPU the flag has no effect.
+    flag = "--xla_gpu_deterministic_ops=true"
+    if "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     import jax
 
     logging.getLogger("absl").setLevel(logging.ERROR)

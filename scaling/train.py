@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from models import transformer
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.checkpoint import Checkpointer
-from scaling.data.order import window_indices
+from scaling.data.order import batch_windows
 from scaling.data.store import TokenStore, open_store
 from scaling.optim import learning_rates, make_optimizer
 from scaling.run import (
@@ -40,6 +39,7 @@ from scaling.run import (
     RunConfig,
     canonical_json,
     check_fits,
+    check_run_folder,
     open_run,
     read_json,
     read_result,
@@ -90,12 +90,18 @@ def train(
         raise InputError(f"batch_size = {config.batch_size}: not divisible by the {mesh.size} devices of the mesh")
     store = open_store(config.data.source, config.data.tokenizer, valid_fraction=config.data.valid_fraction)
     check_fits(config, store)
-    open_run(folder, config)
+    check_run_folder(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
     with lease(folder):
+        open_run(folder, config)
+        check_corpus(folder, store)
         if (result := read_result(folder)) is not None:
             return result
-        check_corpus(folder, store)
-        return Run(config, folder, execution, mesh, store, should_stop, report, progress).train()
+        run = Run(config, folder, execution, mesh, store, should_stop, report, progress)
+        try:
+            return run.train()
+        finally:
+            run.checkpointer.close()
 
 
 class Run:
@@ -131,10 +137,11 @@ class Run:
             n = min(chunk, config.steps - done, eval_steps - done % eval_steps if eval_steps else CHUNK_STEPS)
             state, metrics = self.program.steps(state, *self.inputs(done, n), n)
             metrics = jax.device_get(metrics)
+            bad = np.flatnonzero(~np.isfinite(metrics["loss"][:n]) | ~np.isfinite(metrics["grad_norm"][:n]))
             self.curve.extend(metrics["loss"][:n], metrics["grad_norm"][:n])
+            if len(bad):
+                return self.diverged(done + int(bad[0]) + 1, time.monotonic() - started)
             done += n
-            if (bad := self.curve.first_bad()) is not None:
-                return self.diverged(bad, time.monotonic() - started)
             if eval_steps and done % eval_steps == 0 and done < config.steps:
                 self.curve.validated(done, self.validate(state["params"]))
             now = time.monotonic()
@@ -152,14 +159,17 @@ class Run:
                 self.checkpointer.save(done, state)
                 saved = time.monotonic()
             if stop and done < config.steps:
-                self.checkpointer.close()
+                self.checkpointer.close()  # waits until the checkpoint is whole
                 raise Preempted(f"stopped after step {done} of {config.steps}; the same command continues")
         trained = time.monotonic()
+        if start < config.steps:  # the trained model stays with its run
+            self.curve.write()
+            self.checkpointer.save(config.steps, state)
         loss = self.validate(state["params"])
-        self.checkpointer.close()
         if not math.isfinite(loss):
             return self.diverged(config.steps, time.monotonic() - started)
         self.curve.validated(config.steps, loss)
+        self.checkpointer.close()  # waits until the model is on disk: the result comes last
         timing = {
             "seconds": round(time.monotonic() - started, 3),
             "first_call_seconds": round(steady[0] - started, 3) if steady else 0.0,
@@ -177,7 +187,7 @@ class Run:
         """
         config, T = self.config, self.config.data.seq_len
         B = config.batch_size
-        indices = window_indices(self.store.n_train_windows(T), config.data.seed, step * B, n * B)
+        indices = batch_windows(self.store.n_train_windows(T), config.data.seed, step, B, steps=n)
         tokens_XBU = np.zeros((CHUNK_STEPS, B, T + 1), np.int32)
         tokens_XBU[:n] = self.store.train_windows(indices, T).reshape(n, B, T + 1)
         lr_X = np.zeros(CHUNK_STEPS, np.float32)
@@ -193,6 +203,7 @@ class Run:
                 self.report(f"continuing from step {step} of {self.config.steps}")
                 return step, state
             self.report(f"the curve up to step {step} is missing or damaged; starting from the beginning")
+            self.checkpointer.clear()
         return 0, self.program.init(jax.random.key(self.config.seed))
 
     def validate(self, params: Any) -> float:
@@ -225,7 +236,7 @@ class Run:
 
     def diverged(self, step: int, seconds: float) -> dict[str, Any]:
         self.report(f"loss is not finite at step {step}; the run ends as diverged")
-        self.checkpointer.close()
+        self.checkpointer.clear()
         return self.finish("diverged", None, {"seconds": round(seconds, 3)}, {"diverged_at_step": step})
 
     def finish(self, status: str, loss: float | None, timing: dict, extra: dict | None = None) -> dict[str, Any]:
@@ -260,8 +271,6 @@ class Run:
         }
         write_atomically(self.folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
         (self.folder / "progress.json").unlink(missing_ok=True)
-        if status == "diverged":
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         return result
 
 
@@ -270,37 +279,38 @@ class Curve:
 
     def __init__(self, path: Path, tokens_per_step: int, lr: np.ndarray) -> None:
         self.path, self.tokens_per_step, self.lr = path, tokens_per_step, lr
-        self.loss = np.zeros(0, np.float32)
-        self.grad_norm = np.zeros(0, np.float32)
+        self.losses, self.grad_norms = np.zeros((2, len(lr)), np.float32)
+        self.steps = 0
         self.valid_loss: dict[int, float] = {}
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Training loss of the steps so far, nats per token."""
+        return self.losses[: self.steps]
 
     def extend(self, loss: np.ndarray, grad_norm: np.ndarray) -> None:
         """Adds the metrics of the next steps."""
-        self.loss = np.concatenate([self.loss, loss])
-        self.grad_norm = np.concatenate([self.grad_norm, grad_norm])
+        new = slice(self.steps, self.steps + len(loss))
+        self.losses[new], self.grad_norms[new] = loss, grad_norm
+        self.steps = new.stop
 
     def validated(self, step: int, loss: float) -> None:
         self.valid_loss[step] = loss
 
-    def first_bad(self) -> int | None:
-        """The first step (from 1) whose loss or gradient norm is not finite."""
-        bad = np.flatnonzero(~(np.isfinite(self.loss) & np.isfinite(self.grad_norm)))
-        return int(bad[0]) + 1 if len(bad) else None
-
     def recent_loss(self) -> float | None:
         """Mean training loss of the last 5 % of the steps so far, nats per token."""
-        tail = self.loss[-max(1, len(self.loss) // 20) :].astype(np.float64)
+        tail = self.loss[-max(1, self.steps // 20) :].astype(np.float64)
         return float(tail.mean()) if len(tail) and np.isfinite(tail).all() else None
 
     def write(self) -> None:
-        step = np.arange(1, len(self.loss) + 1)
+        step = np.arange(1, self.steps + 1)
         table = pa.table(
             {
                 "step": pa.array(step, pa.int64()),
                 "tokens": pa.array(step * self.tokens_per_step, pa.int64()),
-                "lr": pa.array(self.lr[: len(step)]),
+                "lr": pa.array(self.lr[: self.steps]),
                 "loss": pa.array(self.loss),
-                "grad_norm": pa.array(self.grad_norm),
+                "grad_norm": pa.array(self.grad_norms[: self.steps]),
                 "valid_loss": pa.array([self.valid_loss.get(int(s)) for s in step], pa.float64()),
             }
         )
@@ -319,8 +329,8 @@ class Curve:
             return False
         if table.num_rows < steps:
             return False
-        self.loss = table["loss"].to_numpy().astype(np.float32)
-        self.grad_norm = table["grad_norm"].to_numpy().astype(np.float32)
+        self.steps = 0
+        self.extend(table["loss"].to_numpy(), table["grad_norm"].to_numpy())
         valid = table["valid_loss"].to_pylist()
         self.valid_loss = {i + 1: v for i, v in enumerate(valid) if v is not None}
         return True
@@ -396,8 +406,12 @@ def check_corpus(folder: Path, store: TokenStore) -> None:
 def lease(folder: Path) -> Iterator[None]:
     """Holds the run while this process lives. Raises Busy where another process of this machine does."""
     with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(f"{folder}: another process is training this run") from None
+        for attempt in range(20):  # for a second: `scaling status` holds the lock for a moment when it looks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 19:
+                    raise Busy(f"{folder}: another process is training this run") from None
+                time.sleep(0.05)
         yield

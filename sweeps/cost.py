@@ -27,10 +27,14 @@ def remember_speed(config: RunConfig, seconds_per_step: float, device: str) -> N
 
 
 def known_speeds() -> list[tuple[float, float]]:
-    """(n_compute, FLOP/s of one worker) of the last 200 runs on this machine; the reference where there are none."""
+    """(n_compute, FLOP/s of one worker) of the latest runs on this machine; the reference where there are none.
+
+    Of several kinds of device, the one used last.
+    """
     try:
-        lines = (cache_root() / SPEEDS).read_text().splitlines()[-200:]
-        found = [(float(s["n_compute"]), float(s["flops_per_second"])) for s in map(json.loads, lines)]
+        lines = [json.loads(line) for line in (cache_root() / SPEEDS).read_text().splitlines()[-200:]]
+        same = [s for s in lines if s["device"] == lines[-1]["device"]]
+        found = [(float(s["n_compute"]), float(s["flops_per_second"])) for s in same]
     except (OSError, ValueError, KeyError):
         found = []
     return found or list(REFERENCE)

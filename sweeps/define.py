@@ -10,7 +10,6 @@ A definition file has a function `sweep()` that returns a `Sweep`:
 """
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import itertools
@@ -20,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.config import ModelConfig
+from models.config import ModelConfig, replace
 from models.errors import InputError
 from models.sizing import for_size
+from scaling.data.hints import did_you_mean
 from scaling.run import RunConfig
 
 
@@ -57,19 +57,14 @@ def grid(
     base = base or RunConfig()
     if "n" in axes and "model" in axes:
         raise InputError("axes: 'n' and 'model' both set the model; give one of them")
-    names = sorted(axes, key=lambda name: name not in ("n", "model"))  # the model first, its fields on top of it
-    for name in names:
-        check_axis(name, axes[name])
+    for name, values in axes.items():
+        check_axis(name, values)
     runs = []
-    for values in itertools.product(*(axes[name] for name in names)):
-        config = base
-        for name, value in zip(names, values, strict=True):
-            config = with_field(config, name, value)
+    for values in itertools.product(*axes.values()):
+        given = dict(zip(axes, values, strict=True))
+        config = configure(base, given)
         if rule is not None:
-            config = rule(config)
-            for name, value in zip(names, values, strict=True):
-                if name not in ("n", "model"):
-                    config = with_field(config, name, value)
+            config = configure(rule(config), {k: v for k, v in given.items() if k not in ("n", "model")})
         if keep is None or keep(config):
             runs.append(config)
     return tuple(runs)
@@ -80,9 +75,7 @@ def check_axis(name: str, values: Any) -> None:
         raise InputError(f"axis {name!r} = {values!r}: expected a list of values")
     paths = field_paths()
     if name not in paths and name not in ("n", "model"):
-        close = difflib.get_close_matches(name, [*paths, "n", "model"], n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"axis {name!r}: no such field of a run{hint}")
+        raise InputError(f"axis {name!r}: no such field of a run{did_you_mean(name, [*paths, 'n', 'model'])}")
 
 
 def field_paths() -> dict[str, type]:
@@ -98,30 +91,55 @@ def field_paths() -> dict[str, type]:
     return paths
 
 
-def with_field(config: RunConfig, path: str, value: Any) -> RunConfig:
-    """A copy of `config` with one field set; whole floats are taken for whole-numbered fields."""
-    if path == "n":
-        pinned = {
-            "vocab_size": config.model.vocab_size,
-            "activation": config.model.activation,
-            "tied": config.model.tied,
-        }
-        return dataclasses.replace(config, model=for_size(value, **pinned))
+def configure(base: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+    """`base` with all of `given` (field path, "n" or "model" -> value) set at once, so only the whole has to fit.
+
+    With "n" the shape follows from the size; model fields that `base` or `given` set beside it are kept.
+    Raises InputError where a value is of the wrong kind or the whole cannot be trained.
+    """
+    given = {path: typed(path, value) for path, value in given.items()}
+    model = given.get("model", base.model)
+    fields = {path.removeprefix("model."): value for path, value in given.items() if path.startswith("model.")}
+    if "n" in given:
+        model = sized(base.model, given["n"], fields)
+    elif fields:
+        model = replace(model, **fields)
+    parts: dict[str, dict[str, Any]] = {}
+    for path, value in given.items():
+        head, _, tail = path.partition(".")
+        if head not in ("n", "model"):
+            parts.setdefault(head, {})[tail] = value
+    changes = {h: v[""] if "" in v else dataclasses.replace(getattr(base, h), **v) for h, v in parts.items()}
+    return dataclasses.replace(base, model=model, **changes)
+
+
+def sized(model: ModelConfig, n: float, fields: dict[str, Any]) -> ModelConfig:
+    """The best-shaped model of n_compute = n with the given fields, and those of `model` that say nothing of size."""
+    for name in ("d_model", "d_ff", "n_heads"):
+        if name in fields:
+            raise InputError(f"model.{name} = {fields[name]}: n sets the model's width; give n or model.{name}")
+    kept = ("vocab_size", "activation", "qk_norm", "tied", "logit_softcap", "z_loss", "rope_theta")
+    pinned = {name: getattr(model, name) for name in kept}
+    if model.n_kv_heads != model.n_heads:
+        pinned["n_kv_heads"] = model.n_kv_heads
+    return for_size(n, **(pinned | fields))
+
+
+def typed(path: str, value: Any) -> Any:
+    """`value` as the plain Python type of its field: NumPy scalars unwrapped, whole floats as ints where due."""
+    value = value.item() if hasattr(value, "item") else value
     if path == "model":
         if not isinstance(value, ModelConfig):
             raise InputError(f"axis 'model': expected ModelConfigs, got {value!r}")
-        return dataclasses.replace(config, model=value)
-    kind = field_paths()[path]
+        return value
+    kind = float if path == "n" else field_paths()[path]
     if kind is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    head, _, tail = path.partition(".")
-    if not tail:
-        return dataclasses.replace(config, **{head: value})
-    part = getattr(config, head)
-    if head == "model":  # widths that follow from others follow anew
-        derived = {k: None for k in ("d_ff", "n_kv_heads") if k != tail}
-        return dataclasses.replace(config, model=dataclasses.replace(part, **derived, **{tail: value}))
-    return dataclasses.replace(config, **{head: dataclasses.replace(part, **{tail: value})})
+        return int(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"{path} = {value!r}: expected a value of type {kind.__name__}")
+    return value
 
 
 def load_sweep(name: str) -> tuple[str, Sweep]:
@@ -139,9 +157,8 @@ def load_sweep(name: str) -> tuple[str, Sweep]:
         short, execute = path.stem, lambda: spec.loader.exec_module(module)
     else:
         if name not in library():
-            close = difflib.get_close_matches(name, library(), n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]!r}?" if close else "to run a file, give its name with .py;"
-            raise InputError(f"sweep {name!r}: no such sweep; {hint} (there are: {', '.join(library())})")
+            hint, names = did_you_mean(name, library()), ", ".join(library())
+            raise InputError(f"sweep {name!r}: no such sweep{hint} (there are {names}, or give a FILE.py)")
         module, short, execute = importlib.import_module(f"sweeps.library.{name}"), name, lambda: None
     try:
         execute()

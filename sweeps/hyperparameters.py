@@ -17,7 +17,7 @@ class PowerRule:
     """lr = c (N / 1e5)^p (D / 1e6)^q at one batch size; N = n_compute, D in tokens.
 
     The form of Step Law (2503.04715); its published constants do not reach down to these sizes, so each project fits
-    its own (`scaling tune`). `n_range` and `d_range` are where it was fitted.
+    its own (`scaling tune`). `n_range` and `d_range`, for the reader, are where it was fitted.
     """
 
     c: float
@@ -39,7 +39,7 @@ class PowerRule:
 
 
 def optimum(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, bool]:
-    """(best lr, loss there, whether it lies inside the grid), by a parabola in log lr through the three best points.
+    """(best lr, loss there, whether it lies inside the grid): a parabola in log lr through the best and its neighbours.
 
     Raises InputError for fewer than three learning rates.
     """

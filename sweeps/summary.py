@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def describe(folder: Path) -> dict[str, Any]:
     seconds = None
     with contextlib.suppress(InputError):
         if (folder / "launches.json").exists():
-            seconds = round(sum(read_json(folder / "launches.json")["seconds"]), 1)
+            seconds = round(sum(read_json(folder / "launches.json").get("seconds", [])), 1)
     facts: dict[str, Any] = {
         "name": sweep.get("name", folder.name),
         "holdout": sweep.get("holdout"),
@@ -39,17 +40,22 @@ def describe(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def report(study: Study, folder: Path, facts: dict[str, Any]) -> str:
-    """Writes report.html and summary.json into `folder`, and returns the text to print."""
+def report(study: Study, folder: Path, facts: dict[str, Any], started: float) -> str:
+    """Writes report.html and summary.json into `folder`, and returns the text to print.
+
+    `seconds` of the summary: all launches of the sweep, preparing the corpus included, and this analysis, which began
+    at `started` (time.monotonic).
+    """
     name = facts["name"]
     path = write_report(study, folder / "report.html", f"Scaling study: {name}", checklist(study, facts))
-    summary = {"name": name, "seconds": facts["seconds"], "flops": facts["flops"], **study.to_json()}
+    seconds = None if facts["seconds"] is None else round(facts["seconds"] + time.monotonic() - started, 1)
+    summary = {"name": name, "seconds": seconds, "flops": facts["flops"], **study.to_json()}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     missing = facts["runs"] - facts["finished"]
     lines = [f"{missing} of {facts['runs']} runs are not finished and left out"] if missing else []
     lines.append(text_report(study))
-    if facts["seconds"] is not None:
-        lines.append(f"trained {facts['flops']:.4g} FLOPs in {facts['seconds']:.0f} s of launches")
+    if seconds is not None:
+        lines.append(f"{facts['flops']:.4g} FLOPs trained and analysed in {seconds:.0f} s")
     lines.append(f"report: {path}")
     return "\n\n".join(lines)
 

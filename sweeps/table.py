@@ -13,6 +13,7 @@ COLUMNS = [
     "run", "status", "n_nonembedding", "n_compute", "n_total", "tokens", "unique_tokens", "flops", "flops_6nd",
     "loss", "bits_per_byte", "train_loss", "d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "seq_len",
     "batch_size", "steps", "lr", "weight_decay", "b2", "schedule", "dtype", "seed", "data_seed", "source", "tokenizer",
+    "corpus",
 ]  # fmt: skip
 
 
@@ -25,7 +26,7 @@ def run_folders(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: no such folder; give the folder of a sweep or of a run")
     if (folder / "sweep.json").exists():
         runs = read_json(folder / "sweep.json").get("runs")
-        if not isinstance(runs, list):
+        if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
             raise InputError(f"{folder / 'sweep.json'}: has no list of runs; launch the sweep again")
         return [folder / "runs" / run for run in runs]
     if (folder / "config.json").exists():
@@ -37,13 +38,20 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def table(folder: Path | str) -> pd.DataFrame:
-    """The runs of a folder, cheapest first. `status`: finished, diverged, failed, running, unfinished, or waiting.
+    """The runs of a folder that have begun, cheapest first. `status`: finished, diverged, failed, running, unfinished.
 
     `loss` is missing unless finished. Nothing in it depends on when or where a run was trained.
-    Raises InputError, naming the file, for a damaged run folder.
+    Raises InputError, naming the file, for a damaged run folder, or where runs saw two versions of a corpus.
     """
     rows = [row(path) for path in run_folders(Path(folder))]
     frame = pd.DataFrame([r for r in rows if r is not None], columns=COLUMNS)
+    for (source, _), runs in frame.groupby(["source", "tokenizer"]):
+        versions = runs["corpus"].dropna().unique()
+        if len(versions) > 1:
+            raise InputError(
+                f"{folder}: runs on {len(versions)} versions of the corpus {source!r} ({', '.join(versions)}); "
+                "their losses do not compare; move the older ones away"
+            )
     return frame.sort_values(["flops", "run"], kind="stable").reset_index(drop=True)
 
 
@@ -53,22 +61,27 @@ def row(folder: Path) -> dict | None:
         if folder.exists() and any(folder.glob("result.json")):
             raise InputError(f"{folder}: has a result but no config.json; move the folder away and launch again")
         return None
-    config = RunConfig.from_dict(read_json(folder / "config.json"))
-    counts, result = config.counts, read_result(folder)
+    config, result = RunConfig.from_dict(read_json(folder / "config.json")), read_result(folder)
     if result is not None and result.get("run") != config.run_id:
         raise InputError(f"{folder}: result.json is not of this config; move the folder away and launch again")
-    result = result or {}
+    return planned_row(config) | {
+        "status": unfinished_status(folder) if result is None else result.get("status"),
+        **{name: (result or {}).get(name) for name in ("loss", "bits_per_byte", "train_loss", "corpus")},
+        **({"unique_tokens": result["unique_tokens"]} if result and "unique_tokens" in result else {}),
+    }
+
+
+def planned_row(config: RunConfig) -> dict:
+    """What a run's row holds before it is trained."""
+    counts = config.counts
     return {
         "run": config.run_id,
-        "status": result.get("status") or unfinished_status(folder),
+        "status": "waiting",
         **counts._asdict(),
         "tokens": config.trained_tokens,
-        "unique_tokens": result.get("unique_tokens", config.trained_tokens),
+        "unique_tokens": config.trained_tokens,
         "flops": config.flops,
         "flops_6nd": 6.0 * counts.n_compute * config.trained_tokens,
-        "loss": result.get("loss"),
-        "bits_per_byte": result.get("bits_per_byte"),
-        "train_loss": result.get("train_loss"),
         "d_model": config.model.d_model,
         "n_layers": config.model.n_layers,
         "n_heads": config.model.n_heads,

@@ -19,28 +19,10 @@ def corpus(tmp_path_factory) -> str:
     import random
 
     folder = tmp_path_factory.mktemp("corpus")
-    words = [
-        "the",
-        "union",
-        "of",
-        "states",
-        "shall",
-        "pay",
-        "its",
-        "debts",
-        "and",
-        "keep",
-        "the",
-        "peace",
-        "with",
-        "all",
-        "nations",
-        "of",
-        "the",
-        "world",
-    ]
+    text = "the union of states shall pay its debts and keep the peace with all nations of the world"
+    words = text.split()
     for i in range(12):
         rng = random.Random(i)
-        text = ". ".join(" ".join(rng.choices(words, k=rng.randint(4, 9))) for _ in range(130))
-        (folder / f"{i:02}.txt").write_text(text)
+        story = ". ".join(" ".join(rng.choices(words, k=rng.randint(4, 9))) for _ in range(130))
+        (folder / f"{i:02}.txt").write_text(story)
     return f"text:{folder}/*.txt"

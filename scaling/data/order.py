@@ -40,9 +40,9 @@ def window_indices(n_windows: int, data_seed: int, start: int, count: int) -> np
     return value.astype(np.int64)
 
 
-def batch_windows(n_windows: int, data_seed: int, step: int, batch_size: int) -> np.ndarray:
-    """The windows of the batch of one step, int64 [batch_size]: positions step*batch_size onward."""
-    return window_indices(n_windows, data_seed, step * batch_size, batch_size)
+def batch_windows(n_windows: int, data_seed: int, step: int, batch_size: int, steps: int = 1) -> np.ndarray:
+    """The windows of the batches of `steps` steps, int64 [steps * batch_size]: positions step*batch_size onward."""
+    return window_indices(n_windows, data_seed, step * batch_size, steps * batch_size)
 
 
 def _feistel(value: np.ndarray, key: np.ndarray, n_windows: int) -> np.ndarray:

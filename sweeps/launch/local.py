@@ -7,6 +7,7 @@ the last checkpoint.
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import selectors
@@ -18,11 +19,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from models.errors import InputError
 from scaling.data.store import open_store
-from scaling.run import Execution, RunConfig, canonical_json, check_fits, read_json, read_result, write_atomically
+from scaling.run import (
+    Execution,
+    RunConfig,
+    canonical_json,
+    check_fits,
+    holds_only,
+    read_json,
+    read_result,
+    write_atomically,
+)
+from sweeps.cost import remember_speed
 from sweeps.define import Sweep
 from sweeps.launch.worker import EXIT_PREEMPTED
+from sweeps.table import planned_row
 
 ATTEMPTS = 3  # per run and launch: a worker that dies or raises is tried again; bad input and divergence are not
 GRACE_SECONDS = 60.0  # for workers to save and leave, before they are ended
@@ -31,6 +45,7 @@ GRACE_SECONDS = 60.0  # for workers to save and leave, before they are ended
 @dataclass
 class Worker:
     process: subprocess.Popen
+    place: int
     job: RunConfig | None = None
     buffer: bytes = b""
 
@@ -51,23 +66,45 @@ class State:
 
 
 def prepare(name: str, sweep: Sweep, folder: Path) -> None:
-    """Checks every run against its corpus, then writes sweep.json. Raises InputError before anything is made."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "sweep.json").exists():
+    """Checks the sweep, then writes sweep.json. Raises InputError before anything is made."""
+    if folder.exists() and not (folder / "sweep.json").exists() and not holds_only(folder):
         raise InputError(f"--out {folder}: not empty and not the folder of a sweep; choose another")
-    stores = {}
+    corpora = check(sweep)
     for config in sweep.runs:
-        key = (config.data.source, config.data.tokenizer, config.data.valid_fraction)
-        if key not in stores:
-            stores[key] = open_store(key[0], key[1], valid_fraction=key[2])
-        check_fits(config, stores[key])
+        run = folder / "runs" / config.run_id
+        result = read_result(run)
+        if result is not None and result.get("corpus") != corpora[config.run_id]:
+            raise InputError(f"{run}: was trained on another version of {config.data.source!r}; move it away")
     description = {
         "name": name,
         "holdout": sweep.holdout,
         "law": sweep.law,
         "runs": [config.run_id for config in sweep.runs],
     }
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "sweep.json", json.dumps(description, indent=1) + "\n")
+    (folder / "runs").mkdir(exist_ok=True)
+
+
+def check(sweep: Sweep) -> dict[str, str]:
+    """The key of each run's corpus, by run id. Raises InputError where a run, the hold-out or the law cannot work."""
+    from analysis.laws import law_named
+    from analysis.runs import read_runs
+
+    stores = {}
+    corpora = {}
+    for config in sweep.runs:
+        key = (config.data.source, config.data.tokenizer, config.data.valid_fraction)
+        if key not in stores:
+            stores[key] = open_store(key[0], key[1], valid_fraction=key[2])
+        check_fits(config, stores[key])
+        corpora[config.run_id] = stores[key].key
+    if sweep.law != "auto":
+        law_named(sweep.law)
+    if sweep.holdout is not None:
+        planned = pd.DataFrame([planned_row(config) for config in sweep.runs])
+        read_runs(planned.assign(status="finished", loss=1.0), holdout=sweep.holdout)
+    return corpora
 
 
 def launch(
@@ -76,13 +113,15 @@ def launch(
     workers: int | None = None,
     execution: Execution | None = None,
     show: Callable[[State, str], None] = lambda state, line: None,
+    began: float | None = None,
 ) -> State:
     """Trains what is missing of the sweep in `folder` (see `prepare`), the dearest runs first.
 
-    show(state, line): called at each event, with a line to print or "". On SIGTERM or Ctrl-C the workers save their
+    show(state, line): called at each event, with a line to print or "". `began`: time.monotonic() from which the launch
+    is timed, by default now. On SIGTERM or Ctrl-C the workers save their
     state and SystemExit(75) is raised; a second launch continues.
     """
-    started = time.monotonic()
+    started = time.monotonic() if began is None else began
     execution = execution or Execution()
     state = State(sum(c.flops for c in sweep.runs), len(sweep.runs))
     waiting: list[RunConfig] = []
@@ -97,6 +136,7 @@ def launch(
         return state
     places = placements(workers, len(waiting))
     attempts: dict[str, int] = {}
+    stillborn = dict.fromkeys(range(len(places)), 0)  # starts of each worker in a row that never became ready
     pool: dict[int, Worker] = {}
     log = Launches(folder / "launches.json")
     (folder / "logs").mkdir(exist_ok=True)
@@ -113,7 +153,8 @@ def launch(
         stack.callback(end_all, pool)
 
         def start(place: int) -> None:
-            pool[place] = Worker(start_worker(places[place], folder / "logs" / f"worker-{place}.log"))
+            stillborn[place] += 1
+            pool[place] = Worker(start_worker(places[place], folder / "logs" / f"worker-{place}.log"), place)
             selector.register(pool[place].process.stdout, selectors.EVENT_READ, place)
 
         def give(worker: Worker) -> None:
@@ -127,7 +168,7 @@ def launch(
                 with contextlib.suppress(BrokenPipeError):  # its death is seen at the other end of its output
                     worker.process.stdin.write((json.dumps(job) + "\n").encode())
                     worker.process.stdin.flush()
-            elif worker.process.stdin:
+            else:
                 worker.process.stdin.close()
 
         def lost(config: RunConfig, reason: str, again: bool) -> str:
@@ -147,6 +188,7 @@ def launch(
         def handle(worker: Worker, event: dict) -> str:
             kind, config = event["event"], worker.job
             if kind == "ready":
+                stillborn[worker.place] = 0
                 give(worker)
             elif kind == "note":
                 return f"run {event['run']}: {event['text']}"
@@ -159,10 +201,13 @@ def launch(
                 log.write(time.monotonic() - started)
                 (folder / "runs" / config.run_id / "failed.json").unlink(missing_ok=True)
                 give(worker)
+                timing = event["timing"]
+                if "seconds_per_step" in timing:
+                    remember_speed(config, timing["seconds_per_step"], event["device"])
                 loss = "diverged" if event["loss"] is None else f"loss {event['loss']:.4f}"
                 n, D = config.counts.n_compute, config.trained_tokens
                 done = state.finished + state.diverged
-                return f"[{done}/{state.runs}] N {n:,}  D {D:,}  {loss}  {event['seconds']:.1f} s  ({config.run_id})"
+                return f"[{done}/{state.runs}] N {n:,}  D {D:,}  {loss}  {timing['seconds']:.1f} s  ({config.run_id})"
             elif kind in ("failed", "busy"):
                 worker.job = None
                 reason = event.get("reason", "another process is training it")
@@ -186,11 +231,16 @@ def launch(
                 if not chunk:
                     selector.unregister(worker.process.stdout)
                     code = worker.process.wait()
+                    close(worker)
                     del pool[key.data]
                     if worker.job is not None and not stopping:
                         how = f"signal {-code}" if code < 0 else f"exit code {code}"
                         show(state, lost(worker.job, f"its worker died with {how}", True))
-                    if waiting and not stopping and len(pool) < len(waiting):
+                    if stillborn[key.data] >= ATTEMPTS:
+                        log_file = folder / "logs" / f"worker-{key.data}.log"
+                        raise InputError(f"workers end before they can begin (exit code {code}); see {log_file}")
+                    idle = sum(other.job is None for other in pool.values())
+                    if not stopping and idle < len(waiting):
                         start(key.data)
             state.seconds = time.monotonic() - started
             show(state, "")
@@ -201,7 +251,7 @@ def launch(
                     worker.process.terminate()
             if told_stop is not None and time.monotonic() - told_stop > GRACE_SECONDS:
                 break
-        if stopping:
+        if stopping and state.finished + state.diverged + len(state.failed) < state.runs:
             raise SystemExit(EXIT_PREEMPTED)
     return state
 
@@ -231,30 +281,44 @@ class Launches:
 
 
 def placements(workers: int | None, runs: int) -> list[dict[str, str]]:
-    """What each worker runs on: {"cores": "0"} or {"gpu": "0"}. The cores are dealt out evenly.
+    """What each worker runs on: {"cores": "0"}, {"gpu": "0"}, or {} for the whole machine (a TPU host).
 
-    Raises InputError for a number of workers below 1.
+    Raises InputError for a number of workers below 1, or above that of the accelerators.
     """
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers}: expected at least 1")
-    gpus = visible_gpus()
+    gpus, tpu = visible_gpus(), has_tpu()
+    if workers is not None and (gpus or tpu) and workers > max(1, len(gpus)):
+        raise InputError(f"--workers {workers}: one a GPU, or one a TPU host ({len(gpus) or 1} here)")
+    if tpu:
+        return [{}]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     wanted = workers or len(gpus) or len(cores)
     wanted = max(1, min(wanted, runs))
     if gpus:
-        return [{"gpu": gpus[i % len(gpus)]} for i in range(wanted)]
+        return [{"gpu": gpu} for gpu in gpus[:wanted]]
     # One core a worker, however few workers: two one-core processes beat one of two cores for small models, and results
     # do not depend on how many workers there are.
     return [{"cores": str(cores[i % len(cores)])} for i in range(wanted)]
 
 
 def visible_gpus() -> list[str]:
-    """The CUDA devices that JAX would use, without starting it."""
+    """The CUDA devices that JAX would use, without starting it: none without its CUDA plugin."""
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []
+    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+        return []
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [g for g in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if g]
+        named = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        return [gpu for gpu in named if gpu and gpu not in ("-1", "NoDevFiles")]
     return sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def has_tpu() -> bool:
+    """Whether JAX would take this host's TPU."""
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu") or not importlib.util.find_spec("libtpu"):
+        return False
+    return any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
 def start_worker(place: dict[str, str], log: Path) -> subprocess.Popen:
@@ -273,3 +337,11 @@ def end_all(pool: dict[int, Worker]) -> None:
     for worker in pool.values():
         worker.process.kill()
         worker.process.wait()
+        close(worker)
+
+
+def close(worker: Worker) -> None:
+    """Lets go of the pipes to a worker that has ended."""
+    for pipe in (worker.process.stdin, worker.process.stdout):
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()

@@ -57,7 +57,8 @@ def main() -> int:
                 report=lambda text, run=run: say("note", run=run, text=text),
                 progress=lambda state: say("progress", **state),
             )
-            say("done", run=run, status=result["status"], loss=result["loss"], seconds=result["timing"]["seconds"])
+            timing, device = result["timing"], result["where"]["device"]
+            say("done", run=run, status=result["status"], loss=result["loss"], timing=timing, device=device)
         except Preempted:
             say("preempted", run=run)
         except Busy:
