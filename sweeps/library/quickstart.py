@@ -9,7 +9,7 @@ from sweeps.define import Sweep, grid
 from sweeps.hyperparameters import PowerRule
 
 # scaling sweep quickstart_tuning && scaling tune runs/quickstart_tuning
-RULE = PowerRule(c=0.002971, p=-0.683, q=-0.398, batch_size=4, n_range=(3768, 1.518e4), d_range=(5e5, 2e6))
+RULE = PowerRule(c=0.003101, p=-0.457, q=-0.513, batch_size=2, n_range=(6612, 2.573e4), d_range=(2.5e5, 1e6))
 
 # The longer warm-up takes the scatter between seeds at D = 250k from 1.1 % to 0.4 % of the loss.
 BASE = RunConfig(schedule=ScheduleConfig(warmup_tokens=102_400))

@@ -50,7 +50,7 @@ def test_identity_is_stable():
     assert RunConfig().run_id == GOLDEN_ID
 
 
-GOLDEN_ID = "?"
+GOLDEN_ID = "89cc13872255"
 
 
 def test_whole_floats_and_ints_are_the_same_run():
@@ -105,6 +105,7 @@ def test_cosine_falls_to_its_final_share():
 
 
 def test_folder_of_another_run_is_refused(tmp_path):
+    (tmp_path / "a").mkdir()
     open_run(tmp_path / "a", RunConfig())
     open_run(tmp_path / "a", RunConfig())
     with pytest.raises(InputError, match="holds another run"):
@@ -122,6 +123,16 @@ def test_half_written_files_are_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(RunConfig().to_dict() | {"colour": "red"}))
     with pytest.raises(InputError, match="colour"):
         open_run(tmp_path, RunConfig())
+    (tmp_path / "config.json").write_text('{"format": 1, "tokens": 5}')
+    with pytest.raises(InputError, match="lacks batch_size, data, dtype"):
+        open_run(tmp_path, RunConfig())
+
+
+def test_what_a_killed_writer_left_is_no_obstacle(tmp_path):
+    (tmp_path / ".config.json.123.tmp").write_text('{"form')
+    (tmp_path / "failed.json").write_text("{}")
+    open_run(tmp_path, RunConfig())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "failed.json"]
 
 
 def test_writing_is_all_or_nothing(tmp_path):

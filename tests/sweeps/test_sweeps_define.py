@@ -1,12 +1,13 @@
 """Definitions: pure, checked, printable."""
 
+import numpy as np
 import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.run import OptimConfig, RunConfig
 from sweeps.cost import dry_run, duration
-from sweeps.define import Sweep, field_paths, grid, library, load_sweep, with_field
+from sweeps.define import Sweep, configure, field_paths, grid, library, load_sweep
 from sweeps.hyperparameters import PowerRule
 
 
@@ -25,6 +26,32 @@ def test_model_fields_lie_on_top_of_the_size():
     assert (config.model.d_model, config.model.activation, config.model.d_ff) == (32, "relu2", 128)
 
 
+def test_the_order_of_axes_does_not_matter_and_nothing_given_is_lost():
+    one = grid({"model.d_ff": [64, 128], "model.d_model": [32]})
+    two = grid({"model.d_model": [32], "model.d_ff": [64, 128]})
+    assert [c.model.d_ff for c in one] == [c.model.d_ff for c in two] == [64, 128]
+    (config,) = grid({"model.n_heads": [6], "model.d_model": [96]})
+    assert (config.model.head_dim, config.model.d_ff, config.model.n_kv_heads) == (16, 256, 6)
+    base = RunConfig(model=ModelConfig(qk_norm=False, z_loss=1e-4, rope_theta=100.0, n_kv_heads=2))
+    for axes in ({"n": [1e6]}, {"model.d_model": [128]}):
+        (config,) = grid(axes, base=base)
+        assert (config.model.qk_norm, config.model.z_loss, config.model.rope_theta) == (False, 1e-4, 100.0)
+        assert config.model.n_kv_heads == 2
+
+
+def test_n_is_met_whatever_else_is_set():
+    for extra in ({"model.vocab_size": 1024}, {"model.z_loss": 1e-4}, {"model.n_layers": 4}):
+        config = configure(RunConfig(), {"n": 5e5} | extra)
+        assert abs(config.counts.n_compute / 5e5 - 1) <= 0.05
+    with pytest.raises(InputError, match="n sets the model's width"):
+        configure(RunConfig(), {"n": 5e5, "model.d_model": 64})
+
+
+def test_numbers_of_other_kinds_are_plain_numbers():
+    given = {"optim.lr": np.float32(0.5), "tokens": np.int64(10**6), "batch_size": 16.0}
+    assert configure(RunConfig(), given).run_id == configure(RunConfig(), {"optim.lr": 0.5, "batch_size": 16}).run_id
+
+
 def test_rule_sets_what_the_axes_leave_open():
     rule = PowerRule(c=0.01, p=-0.5, q=0.0, batch_size=4, n_range=(1, 2), d_range=(1, 2))
     (ruled,) = grid({"n": [1e5]}, rule=rule)
@@ -41,12 +68,14 @@ def test_keep_filters():
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"optim.lrr": [1]}, "axis 'optim.lrr': no such field of a run; did you mean 'optim.lr'?"),
+        ({"optim.lrr": [1]}, "axis 'optim.lrr': no such field of a run, did you mean 'optim.lr'?"),
         ({"tokens": 5}, "axis 'tokens' = 5: expected a list of values"),
         ({"tokens": [-1]}, "tokens = -1"),
         ({"n": [5]}, "model size n = 5"),
         ({"n": [1e5], "model": [ModelConfig()]}, "'n' and 'model' both set the model"),
         ({"model": [3]}, "expected ModelConfigs"),
+        ({"optim.lr": ["0.01"]}, "optim.lr = '0.01': expected a value of type float"),
+        ({"model.tied": ["no"]}, "model.tied = 'no': expected a value of type bool"),
     ],
 )
 def test_bad_axes_are_named(axes, message):
@@ -67,7 +96,7 @@ def test_every_field_can_be_an_axis():
             continue
         value = {int: 3, float: 0.25, bool: True}.get(kind)
         if value is not None:
-            assert with_field(RunConfig(), path, value).run_id
+            assert configure(RunConfig(), {path: value}).run_id
 
 
 @pytest.mark.parametrize("name", library())

@@ -1,5 +1,6 @@
 """Real launchers and workers as processes: killed, stopped, broken, and in the end the same table bit for bit."""
 
+import contextlib
 import json
 import os
 import random
@@ -24,9 +25,9 @@ from scaling.run import DataConfig, RunConfig
 from sweeps.define import Sweep, grid
 
 def sweep():
-    data = DataConfig(source={source!r}, seq_len=32, valid_fraction=0.1)
+    data = DataConfig(source={source!r}, seq_len=32, valid_fraction=0.1, repeat=True)
     models = [ModelConfig(d_model=d, n_layers=1, n_heads=2) for d in (8, 16)]
-    return Sweep(grid({{"model": models, "tokens": [25_000, 50_000]}}, base=RunConfig(data=data, batch_size=2)))
+    return Sweep(grid({{"model": models, "tokens": [100_000, 200_000]}}, base=RunConfig(data=data, batch_size=2)))
 """
 
 
@@ -83,12 +84,22 @@ def test_workers_and_launches_do_not_matter(definition, undisturbed, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_any_moment_the_table_is_the_same(definition, undisturbed, tmp_path, seed):
-    """kill -9 of the launcher, of a worker, or of all of them, at random moments, then a launch that is left alone."""
+    """kill -9 of a worker, of the launcher, or of all, at random moments, then a launch that is left alone.
+
+    The first kill lands anywhere, also before the folder is made; the others at a random moment after training began.
+    """
     rng = random.Random(seed)
     out = tmp_path / "killed"
-    for _ in range(4):
+    hit = 0
+    for attempt in range(5):
         process = start(definition, out, "--checkpoint-seconds", "0.05")
-        time.sleep(rng.uniform(0.3, 8.0))
+        if attempt == 0:
+            time.sleep(rng.uniform(0.0, 4.0))
+        else:
+            before = progress_of(out)
+            wait_for(lambda p=process, b=before: p.poll() is not None or progress_of(out) - b)
+            time.sleep(rng.uniform(0.0, 1.5))
+        hit += process.poll() is None and bool(progress_of(out))
         victims = workers_of(process.pid)
         what = rng.choice(["launcher", "worker", "all"])
         if what == "worker" and victims:
@@ -101,8 +112,17 @@ def test_killed_at_any_moment_the_table_is_the_same(definition, undisturbed, tmp
         process.communicate(timeout=60)
         for pid in victims:  # they end with their launcher
             wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+    assert hit >= 2, "the kills missed the training: nothing was tested"
     finish(definition, out)
     pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
+
+
+def progress_of(out: Path) -> set[tuple[str, int]]:
+    """(run, modification time) of the progress and checkpoints of runs under way."""
+    found = [*out.glob("runs/*/progress.json"), *out.glob("runs/*/checkpoints/*")]
+    with contextlib.suppress(FileNotFoundError):
+        return {(str(p), p.stat().st_mtime_ns) for p in found}
+    return set()
 
 
 @pytest.mark.slow
@@ -147,7 +167,7 @@ def test_failures_are_told_and_leave_the_others_alone(definition, tmp_path):
 
 def test_a_sweep_is_checked_before_anything_is_made(definition, tmp_path, corpus):
     path = tmp_path / "large.py"
-    path.write_text(DEFINITION.format(source=corpus).replace("50_000", "50_000_000"))
+    path.write_text(DEFINITION.format(source=corpus).replace("repeat=True", "repeat=False"))
     _, sweep = load_sweep(str(path))
     with pytest.raises(InputError, match="allow repeats with --repeat"):
         local.prepare("large", sweep, tmp_path / "out")
@@ -158,6 +178,44 @@ def test_a_sweep_is_checked_before_anything_is_made(definition, tmp_path, corpus
         local.prepare("tiny", load_sweep(str(definition))[1], tmp_path / "mine")
     with pytest.raises(InputError, match="--workers 0"):
         local.placements(0, 1)
+    text = definition.read_text().rstrip()
+    for wrong, message in {"law='chinchila'": "chinchilla", "holdout='flop > 1'": "flop"}.items():
+        path.write_text(f"{text[:-1]}, {wrong})")
+        with pytest.raises(ValueError, match=message):
+            local.prepare("wrong", load_sweep(str(path))[1], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_prepare_left_is_no_obstacle(definition, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".sweep.json.123.tmp").write_text('{"na')
+    local.prepare("tiny", load_sweep(str(definition))[1], out)
+    assert (out / "sweep.json").exists()
+
+
+def test_workers_that_cannot_begin_are_told(definition, tmp_path, monkeypatch):
+    monkeypatch.setattr(local.sys, "executable", "/bin/false")
+    _, sweep = load_sweep(str(definition))
+    local.prepare("tiny", sweep, tmp_path / "out")
+    with pytest.raises(InputError, match="workers end before they can begin"):
+        local.launch(sweep, tmp_path / "out", workers=1)
+
+
+def test_runs_on_two_versions_of_a_corpus_are_not_mixed(definition, tmp_path):
+    _, sweep = load_sweep(str(definition))
+    out = tmp_path / "out"
+    local.prepare("tiny", sweep, out)
+    for config, corpus in zip(sweep.runs, "aabb", strict=True):
+        folder = out / "runs" / config.run_id
+        folder.mkdir()
+        write_atomically(folder / "config.json", json.dumps(config.to_dict()))
+        result = {"run": config.run_id, "status": "finished", "loss": 2.0, "corpus": corpus}
+        write_atomically(folder / "result.json", json.dumps(result))
+    with pytest.raises(InputError, match="2 versions of the corpus"):
+        table(out)
+    with pytest.raises(InputError, match="was trained on another version"):
+        local.prepare("tiny", sweep, out)
 
 
 def test_table_of_begun_runs(tmp_path):
