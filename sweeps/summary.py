@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from analysis.plots import figure_compute, figure_predicted, figure_tokens
 from analysis.report import text_report, write_report
 from analysis.study import Study
 from models.errors import InputError
@@ -41,7 +42,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def report(study: Study, folder: Path, facts: dict[str, Any], started: float) -> str:
-    """Writes report.html and summary.json into `folder`, and returns the text to print.
+    """Writes report.html, summary.json and figures/ into `folder`, and returns the text to print.
 
     `seconds` of the summary: all launches of the sweep, preparing the corpus included, and this analysis, which began
     at `started` (time.monotonic).
@@ -49,6 +50,10 @@ def report(study: Study, folder: Path, facts: dict[str, Any], started: float) ->
     name = facts["name"]
     path = write_report(study, folder / "report.html", f"Scaling study: {name}", checklist(study, facts))
     seconds = None if facts["seconds"] is None else round(facts["seconds"] + time.monotonic() - started, 1)
+    (folder / "figures").mkdir(exist_ok=True)
+    for figure in (figure_compute, figure_tokens, figure_predicted):
+        made = folder / "figures" / f"{figure.__name__.removeprefix('figure_')}.png"
+        figure(study).savefig(made, dpi=150)
     summary = {"name": name, "seconds": seconds, "flops": facts["flops"], **study.to_json()}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     missing = facts["runs"] - facts["finished"]

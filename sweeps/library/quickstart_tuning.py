@@ -8,14 +8,8 @@ from sweeps.library.quickstart import BASE, model
 
 
 def sweep() -> Sweep:
-    return Sweep(
-        grid(
-            {
-                "model": [model(12), model(28)],
-                "tokens": [250_000, 1_000_000],
-                "batch_size": [2, 4],
-                "optim.lr": [0.003, 0.006, 0.012, 0.024, 0.048],
-            },
-            base=BASE,
-        )
-    )
+    rates = [0.003, 0.006, 0.012, 0.024, 0.048]
+    small, large = model(12), model(28)
+    batches = {"model": [small, large], "tokens": [250_000, 1_000_000], "batch_size": [2, 4], "optim.lr": rates}
+    horizons = {"model": [small], "tokens": [500_000, 2_000_000], "batch_size": [2], "optim.lr": rates}
+    return Sweep(grid(batches, base=BASE) + grid(horizons, base=BASE))
