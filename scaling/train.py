@@ -382,7 +382,12 @@ def compile_run(model: ModelConfig, optim: OptimConfig, dtype: str, mesh: Mesh) 
     batch, whole = batch_sharding(mesh), replicated(mesh)
     return Program(
         abstract_state=abstract,
-        init=jax.jit(lambda key: nn.unbox(boxed_state(key)), out_shardings=shardings),
+        # Run once, so compiled lightly: the many small random draws took longer to compile than a training step.
+        init=jax.jit(
+            lambda key: nn.unbox(boxed_state(key)),
+            out_shardings=shardings,
+            compiler_options={"xla_backend_optimization_level": 1},
+        ),
         steps=jax.jit(
             steps,
             in_shardings=(shardings, batch_sharding(mesh, axis=1), whole, whole),
