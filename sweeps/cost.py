@@ -8,7 +8,7 @@ from models.sizing import shape, training_bytes
 from scaling.data.cache import cache_root
 from scaling.run import RunConfig
 
-# What is assumed of a machine that has run nothing yet: (n_compute, FLOP/s of one core), from the quickstart's runs on a
+# Assumed of a machine that has run nothing yet: (n_compute, FLOP/s of one core), from the quickstart's runs on a
 # 2.4 GHz AMD EPYC (Zen 3), flops / steps / timing.seconds_per_step of their result.json. Larger models run faster.
 REFERENCE = ((8.4e3, 7.8e9), (2.0e4, 1.2e10), (3.5e4, 1.6e10), (6.7e4, 2.2e10), (1.3e5, 2.6e10))
 COMPILE_SECONDS = 8.0  # per shape of run
