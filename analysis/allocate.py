@@ -53,8 +53,8 @@ class Allocation:
 def allocate(fit: LawFit, flops: float) -> Allocation:
     """The N and D that minimise the law's loss with 6ND = flops. Raises InputError unless flops is positive."""
     flops = float(flops)
-    if not (np.isfinite(flops) and flops > 0):
-        raise InputError(f"flops = {flops:g}: must be a positive finite number of FLOPs")
+    if not 0 < flops <= 1e40:
+        raise InputError(f"flops = {flops:g}: must be a number of FLOPs above 0 and below 1e40")
     log_n = float(_log_optimal_n(fit, fit.z, flops))
     n = float(np.exp(log_n))
     d = flops / (6.0 * n)
@@ -63,11 +63,6 @@ def allocate(fit: LawFit, flops: float) -> Allocation:
     log_draws = _log_optimal_n(fit, fit.draws, flops)
     n_low, n_high = map(float, np.exp(np.percentile(log_draws, [tail, 100.0 - tail])))
     a, a_low, a_high = exponent(fit)
-    outside = [
-        f"{name} = {value:.3g} (fitted {fit.fitted_range[key][0]:.3g} to {fit.fitted_range[key][1]:.3g})"
-        for name, value, key in (("C", flops, "flops"), ("N", n, "n"), ("D", d, "d"))
-        if not fit.fitted_range[key][0] * 0.999 <= value <= fit.fitted_range[key][1] * 1.001
-    ]
     return Allocation(
         flops=flops,
         n=n,
@@ -84,7 +79,7 @@ def allocate(fit: LawFit, flops: float) -> Allocation:
         },
         law=fit.law,
         n_column=fit.n_column,
-        warning=f"outside the fitted range: {', '.join(outside)}" if outside else None,
+        warning=fit.outside(n, d, flops),
     )
 
 

@@ -68,6 +68,17 @@ class LawFit:
                 raise InputError(f"{name} = {wrong.flat[0]:g}: must be positive and finite")
         return law_named(self.law).log_loss(z, np.log(n) - self.centre[0], np.log(d) - self.centre[1])[0]
 
+    def outside(self, n: float, d: float, flops: float | None = None) -> str | None:
+        """A line that says in what N, D and C (default 6ND) lie outside the fitted runs, or None."""
+        values = {"C": 6.0 * n * d if flops is None else flops, "N": n, "D": d}
+        spans = {name: self.fitted_range[key] for name, key in (("C", "flops"), ("N", "n"), ("D", "d"))}
+        wrong = [
+            f"{name} = {value:.3g} (fitted {spans[name][0]:.3g} to {spans[name][1]:.3g})"
+            for name, value in values.items()
+            if not spans[name][0] * 0.999 <= value <= spans[name][1] * 1.001
+        ]
+        return f"outside the fitted range: {', '.join(wrong)}" if wrong else None
+
     def params_of(self, z) -> dict:
         """The law's own parameters at free coordinates z, (..., size); values have the shape of z without its end."""
         return natural_params(law_named(self.law), z, self.centre)
@@ -144,6 +155,8 @@ def load_fit(path) -> LawFit:
         ok &= draws is None or (draws.ndim == 2 and draws.shape[1] == law.size and np.isfinite(draws).all())
         ok &= set(loaded.params) == set(law.parameters) and {"sigma", "dof"} <= set(loaded.noise)
         ok &= {"n", "d", "flops"} <= set(loaded.fitted_range)
+        stated, meant = loaded.params, natural_params(law, z, loaded.centre)
+        ok &= all(np.isclose(float(stated[name]), float(meant[name]), rtol=1e-6, atol=1e-9) for name in law.parameters)
         if not ok:
             raise ValueError("shapes")
     except InputError:

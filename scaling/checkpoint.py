@@ -71,7 +71,7 @@ class Checkpointer:
         if self._manager is None:
             import orbax.checkpoint as ocp
 
-            logging.getLogger("absl").setLevel(logging.ERROR)
+            logging.getLogger("absl").setLevel(logging.CRITICAL)  # what is wrong with a checkpoint, `restore` says
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self.keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
             )

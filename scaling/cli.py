@@ -124,6 +124,8 @@ def cmd_train(argv: list[str]) -> int:
     from scaling.train import Busy, Preempted, train
 
     n = config.counts.n_compute
+    if config.schedule.warmup_tokens >= config.trained_tokens:
+        print(f"note: schedule.warmup_tokens = {config.schedule.warmup_tokens:,} is all of the run; lower it")
     print(f"run {config.run_id}: N {n:,}, D {config.trained_tokens:,}, {config.flops:.3g} FLOPs, in {folder}")
     with StopOnSignal() as stop:
         try:
@@ -269,10 +271,14 @@ def cmd_predict(argv: list[str]) -> int:
     positive("--d", args.d)
     fit = load_fit(args.fit)
     predicted, low, high = (float(x) for x in predict_interval(fit, args.n, args.d))
+    warning = fit.outside(args.n, args.d)
     if args.json:
-        print(json.dumps({"n": args.n, "d": args.d, "predicted": predicted, "low": low, "high": high}, indent=1))
+        answer = {"n": args.n, "d": args.d, "predicted": predicted, "low": low, "high": high, "warning": warning}
+        print(json.dumps(answer, indent=1, allow_nan=False))
     else:
         print(f"loss {predicted:.4f} nats/token, 90 % interval [{low:.4f}, {high:.4f}] ({fit.law}, N = {fit.n_column})")
+        if warning:
+            print(f"warning: {warning}")
     return 0
 
 
@@ -372,8 +378,8 @@ def whole(text: str) -> int:
 
 
 def positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        fail(f"{name} {value:g}: expected a number above 0")
+    if not 0 < value <= 1e40:
+        fail(f"{name} {value:g}: expected a number above 0, and below 1e40")
 
 
 class StopOnSignal:

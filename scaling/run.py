@@ -134,7 +134,7 @@ class RunConfig:
         parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "schedule": ScheduleConfig}
         fields = dict(fields)
         if fields.pop("format", None) != FORMAT:
-            raise InputError(f"config.json: written in another format; this version reads format {FORMAT}")
+            raise InputError(f"config.json: not of format {FORMAT}, which this version reads; move the folder away")
         expected = RunConfig().to_dict()
         for name, part in {"": fields, **{k: fields.get(k) for k in parts}}.items():
             wanted = expected[name] if name else expected.keys() - {"format"}
@@ -200,11 +200,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run's folder. Raises InputError, naming the folder, where it is not whole."""
+    try:
+        return RunConfig.from_dict(read_json(folder / "config.json"))
+    except InputError as error:
+        raise InputError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
+
+
 def check_run_folder(folder: Path, config: RunConfig) -> None:
     """Raises InputError where `folder` holds another run, or something that is no run. Makes nothing."""
     path = folder / "config.json"
     if path.exists():
-        there = RunConfig.from_dict(read_json(path))
+        there = read_config(folder)
         if there != config:
             raise InputError(f"{folder}: holds another run ({there.run_id}, not {config.run_id}); choose another --out")
     elif folder.exists() and not holds_only(folder, "lock", "failed.json", "config.json"):
@@ -243,6 +251,12 @@ def check_fits(config: RunConfig, store: Any) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The content of result.json, or None while the run is not finished."""
+    """The content of result.json, or None while the run is not finished. Raises InputError where it is no result."""
     path = folder / "result.json"
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    result = read_json(path)
+    loss, status = result.get("loss"), result.get("status")
+    if not (status == "finished" and isinstance(loss, float)) and not (status == "diverged" and loss is None):
+        raise InputError(f"{path}: status {status!r} with loss {loss!r} is no result; remove it and launch again")
+    return result

@@ -16,7 +16,7 @@ def set_up_jax() -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     import jax
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     # A program is compiled once a machine, not once a process: compiling costs seconds, as much as a small run.
     folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_root() / "compiled")
     jax.config.update("jax_compilation_cache_dir", str(folder))

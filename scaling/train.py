@@ -324,14 +324,15 @@ class Curve:
     def read(self, steps: int) -> bool:
         """Takes the first `steps` rows from the file; False where it does not hold them."""
         try:
-            table = pq.read_table(self.path).slice(0, steps)
-        except (OSError, pa.ArrowInvalid):
+            table = pq.read_table(self.path, columns=["loss", "grad_norm", "valid_loss"]).slice(0, steps)
+            loss, grad_norm = (table[name].to_numpy().astype(np.float32) for name in ("loss", "grad_norm"))
+            valid = table["valid_loss"].to_pylist()
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
             return False
         if table.num_rows < steps:
             return False
         self.steps = 0
-        self.extend(table["loss"].to_numpy(), table["grad_norm"].to_numpy())
-        valid = table["valid_loss"].to_pylist()
+        self.extend(loss, grad_norm)
         self.valid_loss = {i + 1: v for i, v in enumerate(valid) if v is not None}
         return True
 

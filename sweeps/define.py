@@ -35,9 +35,16 @@ class Sweep:
     law: str = "auto"
 
     def __post_init__(self) -> None:
-        runs = tuple(dict.fromkeys(self.runs))
+        runs = tuple(self.runs)
+        for run in runs:
+            if not isinstance(run, RunConfig):
+                raise InputError(f"sweep: runs holds {run!r}, expected RunConfigs, such as grid(...) gives")
+        runs = tuple(dict.fromkeys(runs))
         if not runs:
             raise InputError("sweep: defines no runs; give each axis at least one value")
+        for name, value in {"holdout": self.holdout or "", "law": self.law}.items():
+            if not isinstance(value, str):
+                raise InputError(f"sweep: {name} = {value!r}, expected a string")
         object.__setattr__(self, "runs", runs)
 
 
@@ -167,7 +174,7 @@ def load_sweep(name: str) -> tuple[str, Sweep]:
         sweep = module.sweep()
     except InputError as error:
         raise InputError(f"{name}: {error}" if name not in str(error) else str(error)) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"sweep file {name!r}: failed with {type(error).__name__}: {error}") from None
     if not isinstance(sweep, Sweep):
         raise InputError(f"sweep file {name!r}: sweep() returned {type(sweep).__name__}, expected a Sweep")

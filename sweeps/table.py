@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from models.errors import InputError
-from scaling.run import RunConfig, read_json, read_result
+from scaling.run import RunConfig, read_config, read_json, read_result
 
 COLUMNS = [
     "run", "status", "n_nonembedding", "n_compute", "n_total", "tokens", "unique_tokens", "flops", "flops_6nd",
@@ -61,7 +61,7 @@ def row(folder: Path) -> dict | None:
         if folder.exists() and any(folder.glob("result.json")):
             raise InputError(f"{folder}: has a result but no config.json; move the folder away and launch again")
         return None
-    config, result = RunConfig.from_dict(read_json(folder / "config.json")), read_result(folder)
+    config, result = read_config(folder), read_result(folder)
     if result is not None and result.get("run") != config.run_id:
         raise InputError(f"{folder}: result.json is not of this config; move the folder away and launch again")
     return planned_row(config) | {

@@ -74,6 +74,7 @@ def test_help_imports_nothing_heavy():
         (["predict", "fit.json", "--n", "-1", "--d", "1e10"], "--n -1: expected a number above 0"),
         (["predict", "fit.json", "--n", "1e9"], "--d"),
         (["allocate", "fit.json", "--flops", "0"], "--flops 0: expected a number above 0"),
+        (["allocate", "fit.json", "--flops", "1e300"], "below 1e40"),
     ],
 )
 def test_mistakes_get_one_line(argv, message, capsys, tmp_path, monkeypatch):
@@ -119,7 +120,11 @@ def test_fit_predict_allocate_from_a_csv(tmp_path, capsys):
     allocated = json.loads(capsys.readouterr().out)
     assert 6 * allocated["n"] * allocated["d"] == pytest.approx(1e21)
     assert main(["predict", str(fit), "--n", "4e9", "--d", "8e10"]) == 0
-    assert "90 % interval" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "90 % interval" in text
+    assert "warning: outside the fitted range: C = 1.92e+21" in text
+    assert main(["predict", str(fit), "--n", "1e8", "--d", "1e10"]) == 0
+    assert "warning" not in capsys.readouterr().out
     assert main(["allocate", str(fit), "--flops", "1e21"]) == 0
     assert "tokens" in capsys.readouterr().out
 

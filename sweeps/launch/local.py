@@ -28,6 +28,7 @@ from scaling.run import (
     RunConfig,
     canonical_json,
     check_fits,
+    check_run_folder,
     holds_only,
     read_json,
     read_result,
@@ -73,6 +74,8 @@ def prepare(name: str, sweep: Sweep, folder: Path) -> None:
     for config in sweep.runs:
         run = folder / "runs" / config.run_id
         result = read_result(run)
+        if result is not None:
+            check_run_folder(run, config)
         if result is not None and result.get("corpus") != corpora[config.run_id]:
             raise InputError(f"{run}: was trained on another version of {config.data.source!r}; move it away")
     description = {
@@ -208,10 +211,13 @@ def launch(
                 n, D = config.counts.n_compute, config.trained_tokens
                 done = state.finished + state.diverged
                 return f"[{done}/{state.runs}] N {n:,}  D {D:,}  {loss}  {timing['seconds']:.1f} s  ({config.run_id})"
-            elif kind in ("failed", "busy"):
+            elif kind == "busy":  # of another launcher: looked at again last, when it may be finished
                 worker.job = None
-                reason = event.get("reason", "another process is training it")
-                line = lost(config, reason, event.get("again", False))
+                waiting.append(config)
+                give(worker)
+            elif kind == "failed":
+                worker.job = None
+                line = lost(config, event["reason"], event["again"])
                 give(worker)
                 return line
             return ""

@@ -146,11 +146,20 @@ def test_without_a_whole_checkpoint_it_begins_anew(config, undisturbed, tmp_path
     assert numbers(result) == numbers(undisturbed[0])
 
 
-def test_a_missing_curve_is_noticed(config, undisturbed, tmp_path, short_calls):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b"PAR1"),
+        lambda path: pq.write_table(pq.read_table(path).drop(["loss"]), path),
+    ],
+    ids=["missing", "cut short", "without a column"],
+)
+def test_a_damaged_curve_is_noticed(config, undisturbed, tmp_path, short_calls, damage):
     folder = tmp_path / "run"
     with pytest.raises(Preempted):
         train(config, folder, should_stop=stop_after(5))
-    (folder / "curve.parquet").write_bytes(b"PAR1")
+    damage(folder / "curve.parquet")
     with pytest.raises(Preempted):  # it begins anew, and what it then saves is what counts
         train(config, folder, should_stop=stop_after(3))
     result = train(config, folder)

@@ -130,6 +130,12 @@ def test_quickstart_is_what_the_readme_says():
         ("x = 1", "defines no function sweep()"),
         ("def sweep(): return 3", "returned int, expected a Sweep"),
         ("def sweep(): raise KeyError('a')", "failed with KeyError"),
+        ("import sys\nsys.exit(3)", "failed with SystemExit"),
+        ("from sweeps.define import *\ndef sweep(): return Sweep([1])", "runs holds 1, expected RunConfigs"),
+        (
+            "from sweeps.define import *\ndef sweep(): return Sweep(grid({}), holdout=5)",
+            "holdout = 5, expected a string",
+        ),
         ("from sweeps.define import *\ndef sweep(): return Sweep(grid({'seeed': [1]}))", "did you mean 'seed'"),
     ],
 )

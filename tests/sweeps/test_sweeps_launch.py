@@ -150,6 +150,18 @@ def test_stopping_saves_and_a_second_launch_continues(definition, undisturbed, t
     pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
 
 
+@pytest.mark.slow
+def test_two_launchers_on_one_folder_share_the_work(definition, undisturbed, tmp_path):
+    """No run is trained twice at once, and both end well."""
+    out = tmp_path / "sweep"
+    launchers = [start(definition, out), start(definition, out)]
+    for process in launchers:
+        text, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, text
+        assert "4 finished, 0 diverged, 0 failed" in text
+    pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
+
+
 def test_failures_are_told_and_leave_the_others_alone(definition, tmp_path):
     """A run folder that is not a run fails that run alone, with its reason; diverged runs are counted apart."""
     out = tmp_path / "sweep"
@@ -232,7 +244,10 @@ def test_table_of_begun_runs(tmp_path):
     (folder / "result.json").write_text('{"run": "x", "status"')
     with pytest.raises(InputError, match=r"result.json: not readable"):
         table(tmp_path)
-    (folder / "result.json").write_text('{"run": "x", "status": "finished"}')
+    (folder / "result.json").write_text('{"run": "x", "status": "finished", "loss": null}')
+    with pytest.raises(InputError, match="is no result; remove it"):
+        table(tmp_path)
+    (folder / "result.json").write_text('{"run": "x", "status": "finished", "loss": 2.0}')
     with pytest.raises(InputError, match=r"result.json is not of this config"):
         table(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
