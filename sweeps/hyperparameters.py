@@ -72,7 +72,8 @@ def optima(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def fit_rule(frame: pd.DataFrame) -> tuple[PowerRule, pd.DataFrame, float]:
-    """(rule, optima, scatter of log lr about it). The batch is the one with the least mean loss excess over all (N, D).
+    """(rule, optima, scatter of log lr about it). The batch is the one with the least mean excess of
+    the loss over the (N, D) at which most batches were tried; the rule then goes through all optima at that batch.
 
     Raises InputError where fewer than three optima lie inside their grid of learning rates.
     """
@@ -81,7 +82,8 @@ def fit_rule(frame: pd.DataFrame) -> tuple[PowerRule, pd.DataFrame, float]:
     found = optima(frame)
     best = found.groupby(["n", "d"])["loss"].transform("min")
     found["excess"] = found["loss"] / best - 1
-    by_batch = found.groupby("batch_size")["excess"].agg(["mean", "count"])
+    tried = found.groupby(["n", "d"])["batch_size"].transform("count")
+    by_batch = found[tried == tried.max()].groupby("batch_size")["excess"].agg(["mean", "count"])
     complete = by_batch[by_batch["count"] == by_batch["count"].max()]
     batch = int(complete["mean"].idxmin())
     used = found[(found["batch_size"] == batch) & found["inside"]]

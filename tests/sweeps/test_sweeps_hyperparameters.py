@@ -29,6 +29,14 @@ def test_planted_rule_is_recovered():
     assert found["inside"].all()
 
 
+def test_the_batch_is_compared_where_it_was_varied():
+    """Further horizons at one batch size say nothing about the others: they must not make it win."""
+    frame = planted([0.005, 0.01, 0.02, 0.04, 0.08])
+    more = frame[(frame["batch_size"] == 8) & (frame["tokens"] < 5e5)].assign(tokens=5e5)
+    rule, _, _ = fit_rule(pd.concat([frame, more]))
+    assert rule.batch_size == 4
+
+
 def test_optima_at_the_edge_are_not_used():
     rule, found, _ = fit_rule(planted([0.01, 0.02, 0.04, 0.08]))
     assert not found["inside"].all()
