@@ -1,6 +1,9 @@
 """The main job, small: five sizes spanning 15x, four token counts spanning 8x, on 12 MB of presidential messages.
 
 make quickstart        (or: scaling sweep quickstart && scaling report runs/quickstart)
+
+Cost: 7.173e12 FLOPs, 262 s on two CPU cores with cold caches. Result: five runs held out, the coupled law chosen, mean
+error 1.02 %, all five in their 90 % intervals.
 """
 
 from models.config import ModelConfig

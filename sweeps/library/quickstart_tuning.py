@@ -1,6 +1,8 @@
 """Tunes learning rate and batch for the quickstart, on runs cheaper than any it holds out.
 
 scaling sweep quickstart_tuning && scaling tune runs/quickstart_tuning
+
+Cost: 5.351e12 FLOPs, about four minutes on two CPU cores (--dry-run). Result: batch 2, and the rule in quickstart.py.
 """
 
 from sweeps.define import Sweep, grid
