@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.fit import centred, noise_of, solve
+from analysis.fit import Model, centred, noise_of, solve
 from analysis.laws import LAWS, Law
 from analysis.optimise import minimise
 from analysis.runs import Runs
@@ -31,19 +31,21 @@ class Backtest:
     fitted: tuple[int, ...]
 
 
-def cuts_of(used: Runs, size: int, factor: float = 4.0, most: int = 12):
+def cuts_of(used: Runs, size: int, factor: float = 4.0, most: int = 12, law: Law = LAWS["chinchilla"]):
     """Cuts at which a law of `size` parameters can be tried: (fitted mask, predicted mask) pairs, cheapest first.
 
     A cut fits the runs up to one level of compute and predicts those up to `factor` times that level. Left out are cuts
     with fewer than size + 2 runs, or fewer than a third of all, or a single N or D; the note returned beside says so.
     """
-    levels = np.unique(used.flops)[:-1]
+    compute = used.flops if {"N", "D"} <= set(law.inputs) else used.effort(law)
+    inputs = [used.input(name) for name in law.inputs]
+    levels = np.unique(compute)[:-1]
     pairs, skipped = [], 0
     for level in levels:
-        below = used.flops <= level * (1 + 1e-9)
-        above = ~below & (used.flops <= factor * level * (1 + 1e-9))
+        below = compute <= level * (1 + 1e-9)
+        above = ~below & (compute <= factor * level * (1 + 1e-9))
         enough = below.sum() >= max(size + 2, len(used) / 3)
-        if not enough or len(np.unique(used.n[below])) < 2 or len(np.unique(used.d[below])) < 2:
+        if not enough or any(len(np.unique(v[below])) < 2 for v in inputs):
             skipped += 1
         elif above.any():
             pairs.append((below, above))
@@ -53,13 +55,13 @@ def cuts_of(used: Runs, size: int, factor: float = 4.0, most: int = 12):
     return pairs, note
 
 
-def origin_of(used_n, used_d) -> float:
-    """log10 C, C = 6ND, from which extrapolation is measured: the median of the fitted runs.
+def origin_of(effort) -> float:
+    """log10 C from which extrapolation is measured: the median of the fitted runs.
 
     Measured from the dearest run, a squared distance is blind to the error just past it; from the median, it also
     counts how short a lever the runs give.
     """
-    return float(np.median(np.log10(6.0 * used_n * used_d)))
+    return float(np.median(np.log10(effort)))
 
 
 def backtest(runs: Runs, law: Law | str, pairs=None, delta: float = 1e-3) -> Backtest:
@@ -67,31 +69,34 @@ def backtest(runs: Runs, law: Law | str, pairs=None, delta: float = 1e-3) -> Bac
     law = LAWS[law] if isinstance(law, str) else law
     used = runs.fitted
     if pairs is None:
-        pairs, _ = cuts_of(used, law.size)
+        pairs, _ = cuts_of(used, law.size, law=law)
     if not pairs:
         none = np.empty(0)
         return Backtest(law.name, none.astype(int), none, none, none, ())
-    x, y, target, _ = centred(used)
-    starts = np.concatenate([law.starts(used.loss[below]) for below, _ in pairs])
-    each = len(starts) // len(pairs)
-    weights = np.repeat(np.array([below for below, _ in pairs], float), each, axis=0)
-    z, cost = minimise(law, x, y, target, starts, weights, delta=max(delta, 0.1), iterations=40)
-    best = np.argmin(cost.reshape(len(pairs), each), axis=1) + each * np.arange(len(pairs))
-    z = solve(law, x, y, target, z[best], weights[best], delta=delta, warm=True)
+    inputs, observed, _ = centred(used, law)
+    model, target = Model(law, inputs), np.log(observed)
+    starts = [law.starts(used.loss[below], [v[below] for v in inputs]) for below, _ in pairs]
+    counts = [len(s) for s in starts]
+    weights = np.repeat(np.array([below for below, _ in pairs], float), counts, axis=0)
+    z, cost = minimise(model, target, np.concatenate(starts), weights, delta=max(delta, 0.1), iterations=40)
+    ends = np.cumsum(counts)
+    best = [e - c + int(np.argmin(cost[e - c : e])) for e, c in zip(ends, counts, strict=True)]
+    z = solve(model, target, z[best], weights[best], delta=delta, warm=True)
 
-    value, jacobian = law.log_loss(z, x, y)
-    compute = np.log10(6.0 * used.n * used.d)
+    value, jacobian = model(z)
+    effort = used.effort(law)
+    compute = np.log10(effort)
     parts = []
     for i, (below, above) in enumerate(pairs):
         noise = noise_of(value[i, below] - target[below], law.size)["sigma"]
         # Directions the cut cannot see are cut off: there the misfit, not the noise, has to answer for the error.
-        inverse = np.linalg.pinv(jacobian[i, below], rcond=1e-4)
-        spread = jacobian[i, above] @ inverse
+        inverse = np.linalg.pinv(jacobian[i][:, below].T, rcond=1e-4)
+        spread = jacobian[i][:, above].T @ inverse
         parts.append(
             (
                 np.full(above.sum(), i),
                 value[i, above] - target[above],
-                np.maximum(compute[above] - origin_of(used.n[below], used.d[below]), 0.0),
+                np.maximum(compute[above] - origin_of(effort[below]), 0.0),
                 noise**2 * (1.0 + np.sum(spread**2, axis=1)),
             )
         )

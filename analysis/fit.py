@@ -7,29 +7,62 @@ starts (methods: centred continuation); every derivative is analytic, everything
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from analysis.errors import InputError
 from analysis.files import write_text
 from analysis.laws import Law, law_named
-from analysis.optimise import gradient_and_curvature, huber, minimise
+from analysis.optimise import gradient_and_curvature, huber, minimise, refine
 from analysis.runs import Runs
 
-OBJECTIVES = ("huber", "lad", "lsq")
-FORMAT = 1
+OBJECTIVES = ("huber", "lad", "lsq", "lsq_raw")
+FORMAT = 2
+_KEYS = {"N": "n", "D": "d", "C": "flops"}
+
+
+class Model:
+    """A law at the runs' inputs, as `minimise` wants it: by its free coordinates u, z = u @ matrix + offset.
+
+    Gives log of the law, or the law itself where the objective is of raw loss.
+    """
+
+    def __init__(self, law: Law, inputs, raw: bool = False, matrix=None, offset=None, free=None):
+        self.law, self.inputs, self.raw, self.matrix, self.offset = law, inputs, raw, matrix, offset
+        self.free = list(range(law.size)) if free is None else free
+        self.low, self.high = np.array(law.bounds).T[:, self.free]
+
+    @classmethod
+    def held(cls, law: Law, inputs, centre, fixed=None, tied=(), raw: bool = False) -> Model:
+        """The model with parameters fixed {name: value} or tied in pairs."""
+        if not (fixed or tied):
+            return cls(law, inputs, raw)
+        from analysis.symbols import constraints
+
+        return cls(law, inputs, raw, *constraints(law, {k: centre[k] for k in law.centred}, dict(fixed or {}), tied))
+
+    def __call__(self, u):
+        z = self.z(u)
+        value, jacobian = (self.law.value if self.raw else self.law.log_value)(z, self.inputs)
+        return value, jacobian if self.matrix is None else np.matmul(self.matrix, jacobian)
+
+    def z(self, u):
+        return u if self.matrix is None else u @ self.matrix + self.offset
 
 
 @dataclass(frozen=True, eq=False)
 class LawFit:
     """A fitted law. Until `uncertainty.bootstrap` has run, `draws` is None and `intervals` empty.
 
-    `z` and `draws` are the law's free core coordinates, (size,) and (draws, size), at `centre` = mean (log N, log D).
-    `objective` is the sum of Huber, or the mean of |r| (lad) or r^2 (lsq), r the residual of log loss. `noise` holds
-    the scale of the residuals (relative loss) and its degrees of freedom; `discrepancy` the law's own misfit, `k` per
-    squared decade of compute past `origin`, the median fitted run (log10 of 6ND).
+    `z` and `draws` are the law's coordinates, (size,) and (draws, size), at `centre`, the mean log of each input.
+    `objective` is the sum of Huber of log loss, or the mean of |r| (lad), of r^2 (lsq), or of the squared residual of
+    the loss itself (lsq_raw). `noise` holds the scale of the residuals (relative loss) and its degrees of freedom;
+    `discrepancy` the law's own misfit, `k` per squared decade of compute past `origin`, the median fitted run (log10 of
+    6ND, or of the only input).
     """
 
     law: str
@@ -41,70 +74,107 @@ class LawFit:
     diagnostics: dict
     objective_name: str
     z: np.ndarray = field(repr=False)
-    centre: tuple[float, float]
+    centre: dict[str, float]
     fitted_range: dict[str, list[float]]
     noise: dict[str, float]
     intervals: dict[str, list[float]] = field(default_factory=dict)
     discrepancy: dict[str, float] = field(default_factory=dict)
     draws: np.ndarray | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    fixed: dict[str, float] = field(default_factory=dict)
+    tied: tuple[tuple[str, str], ...] = ()
+    columns: dict[str, str] = field(default_factory=dict)
 
-    def predict(self, n, d):
-        """The loss, nats per token, at N parameters and D tokens; broadcasts."""
-        log_loss = self._log_loss(self.z, n, d)
-        return float(np.exp(log_loss[0])) if log_loss.size == 1 and np.ndim(n) == np.ndim(d) == 0 else np.exp(log_loss)
+    def predict(self, n=None, d=None, **inputs):
+        """The loss, in the unit of the fitted runs, at the law's inputs; broadcasts.
 
-    def predict_draws(self, n, d) -> np.ndarray:
-        """The loss under each bootstrap draw, (draws, points); n and d are scalars or one-dimensional."""
+        n and d are the first and second input of the law (N and D where it has them); others by name, as in U=1e9.
+        """
+        values = self.inputs_of(n, d, inputs)
+        log_loss = self._log_loss(self.z, values)
+        scalar = all(np.ndim(v) == 0 for v in values)
+        return float(np.exp(log_loss[0])) if scalar else np.exp(log_loss)
+
+    def predict_draws(self, n=None, d=None, **inputs) -> np.ndarray:
+        """The loss under each bootstrap draw, (draws, points); inputs are scalars or one-dimensional."""
         if self.draws is None:
             raise ValueError("this fit has no bootstrap draws: call uncertainty.bootstrap(fit, runs) first")
-        return np.exp(self._log_loss(self.draws, n, d))
+        return np.exp(self._log_loss(self.draws, self.inputs_of(n, d, inputs)))
 
-    def _log_loss(self, z, n, d):
-        n, d = np.broadcast_arrays(np.atleast_1d(np.asarray(n, float)), np.asarray(d, float))
-        for name, values in (("n", n), ("d", d)):
+    def inputs_of(self, n, d, inputs) -> list:
+        """The inputs in the law's order; InputError where one is missing, not known, or not positive."""
+        law = law_named(self.law)
+        given = dict(zip(law.inputs, (n, d), strict=False)) | inputs
+        given = {k: v for k, v in given.items() if v is not None}
+        unknown = set(given) - set(law.inputs)
+        if unknown or (d is not None and len(law.inputs) < 2):
+            name = min(unknown, default="d")
+            raise InputError(f"law {law.name!r} has no input {name!r}: it takes {', '.join(law.inputs)}")
+        for name in law.inputs:
+            if name not in given:
+                raise InputError(f"law {law.name!r} needs {name}: it takes {', '.join(law.inputs)}")
+            values = np.asarray(given[name], float)
             wrong = values[~(np.isfinite(values) & (values > 0))]
             if wrong.size:
-                raise InputError(f"{name} = {wrong.flat[0]:g}: must be positive and finite")
-        return law_named(self.law).log_loss(z, np.log(n) - self.centre[0], np.log(d) - self.centre[1])[0]
+                raise InputError(f"{name.lower()} = {wrong.flat[0]:g}: must be positive and finite")
+        return [given[name] for name in law.inputs]
 
-    def outside(self, n: float, d: float, flops: float | None = None) -> str | None:
-        """A line that says in what N, D and C (default 6ND) lie outside the fitted runs, or None."""
-        values = {"C": 6.0 * n * d if flops is None else flops, "N": n, "D": d}
-        spans = {name: self.fitted_range[key] for name, key in (("C", "flops"), ("N", "n"), ("D", "d"))}
-        wrong = [
-            f"{name} = {value:.3g} (fitted {spans[name][0]:.3g} to {spans[name][1]:.3g})"
-            for name, value in values.items()
-            if not spans[name][0] * 0.999 <= value <= spans[name][1] * 1.001
-        ]
+    def _log_loss(self, z, values):
+        law = law_named(self.law)
+        values = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, float)) for v in values))
+        shape = values[0].shape
+        inputs = [np.log(v.ravel()) - self.centre[name] for name, v in zip(law.inputs, values, strict=True)]
+        log_loss = law.log_value(z, inputs)[0]
+        return log_loss.reshape(*log_loss.shape[:-1], *shape)
+
+    def outside(self, n=None, d=None, flops: float | None = None, **inputs) -> str | None:
+        """A line that says in what inputs and C (default 6ND) lie outside the fitted runs, or None; for one point."""
+        law = law_named(self.law)
+        values = dict(zip(law.inputs, map(float, self.inputs_of(n, d, inputs)), strict=True))
+        if {"N", "D"} <= set(values):
+            values = {"C": 6.0 * values["N"] * values["D"] if flops is None else flops} | values
+        wrong = []
+        for name, value in values.items():
+            low, high = self.fitted_range[_KEYS.get(name, name)]
+            if not low * 0.999 <= value <= high * 1.001:
+                wrong.append(f"{name} = {value:.3g} (fitted {low:.3g} to {high:.3g})")
         return f"outside the fitted range: {', '.join(wrong)}" if wrong else None
 
     def params_of(self, z) -> dict:
-        """The law's own parameters at free coordinates z, (..., size); values have the shape of z without its end."""
-        return natural_params(law_named(self.law), z, self.centre)
+        """The law's own parameters at coordinates z, (..., size); values have the shape of z without its end."""
+        law = law_named(self.law)
+        return law.params(z, {name: self.centre[name] for name in law.centred})
 
     def summary(self) -> str:
         """Estimate, interval, diagnostics, and what was assumed, for a reader."""
         law = law_named(self.law)
-        what = {"huber": f"sum of Huber (delta {self.delta:g}) on log loss", "lad": "mean |log residual|"}
+        what = {
+            "huber": f"sum of Huber (delta {self.delta:g}) on log {law.target}",
+            "lad": f"mean |residual| of log {law.target}",
+            "lsq": f"mean squared residual of log {law.target}",
+            "lsq_raw": f"mean squared residual of {law.target}",
+        }
+        spans = ", ".join(f"{k.upper()} {_span(v)}" for k, v in self.fitted_range.items() if k != "flops")
+        compute = f", C {_span(self.fitted_range['flops'])} FLOPs" if "flops" in self.fitted_range else ""
+        where = ", ".join(f"{k} is {v}" for k, v in self.columns.items())
         lines = [
-            f"{self.law}: L = {law.formula}",
+            f"{self.law}: {'L' if law.target == 'loss' else law.target} = {law.text}",
             f"  {law.source}",
-            f"  N is {self.n_column}; {self.n_runs} runs fitted, "
-            f"N {_span(self.fitted_range['n'])}, D {_span(self.fitted_range['d'])}, "
-            f"C {_span(self.fitted_range['flops'])} FLOPs",
+            f"  {where}; {self.n_runs} runs fitted, {spans}{compute}",
             "",
             f"  {'parameter':<10}{'estimate':>14}    90 % interval",
         ]
         for name, value in self.params.items():
             low_high = self.intervals.get(name)
             shown = f"[{low_high[0]:.5g}, {low_high[1]:.5g}]" if low_high else "not computed"
+            shown += "  held" if name in self.fixed else ""
+            shown += "".join(f"  tied to {b}" for a, b in self.tied if a == name)
             lines.append(f"  {name:<10}{value:>14.6g}    {shown}")
         info = self.diagnostics
         second, misfit = info["second_best"], self.discrepancy.get("k")
         lines += [
             "",
-            f"  objective  {self.objective:.10g} ({what.get(self.objective_name, 'mean squared log residual')})",
+            f"  objective  {self.objective:.10g} ({what[self.objective_name]})",
             f"  optimum    {info['starts_agree']} of {info['starts']} starts agree; "
             f"gradient {info['gradient_norm']:.1e}; condition number {info['condition_number']:.1e}; "
             f"{'converged' if info['converged'] else 'NOT CONVERGED'}",
@@ -142,20 +212,24 @@ def load_fit(path) -> LawFit:
             raise InputError(f"{path} was written by another version; {again}")
         law = law_named(record["law"])
         z = np.array(record.pop("z"), dtype=np.float64)
+        centre = {name: float(record["centre"][name]) for name in law.inputs}
+        record["centre"] = centre
         draws = record.pop("draws")
         draws = None if draws is None else np.array(draws, dtype=np.float64)
+        if z.shape != (law.size,):
+            raise ValueError("shapes")
         loaded = LawFit(
             z=z,
             draws=draws,
-            centre=tuple(map(float, record.pop("centre"))),
             notes=tuple(record.pop("notes")),
+            tied=tuple((a, b) for a, b in record.pop("tied")),
             **record,
         )
-        ok = z.shape == (law.size,) and np.isfinite(z).all() and len(loaded.centre) == 2
+        ok = z.shape == (law.size,) and np.isfinite(z).all()
         ok &= draws is None or (draws.ndim == 2 and draws.shape[1] == law.size and np.isfinite(draws).all())
         ok &= set(loaded.params) == set(law.parameters) and {"sigma", "dof"} <= set(loaded.noise)
-        ok &= {"n", "d", "flops"} <= set(loaded.fitted_range)
-        stated, meant = loaded.params, natural_params(law, z, loaded.centre)
+        ok &= {_KEYS.get(name, name) for name in law.inputs} <= set(loaded.fitted_range)
+        stated, meant = loaded.params, loaded.params_of(z)
         ok &= all(np.isclose(float(stated[name]), float(meant[name]), rtol=1e-6, atol=1e-9) for name in law.parameters)
         if not ok:
             raise ValueError("shapes")
@@ -166,71 +240,116 @@ def load_fit(path) -> LawFit:
     return loaded
 
 
-def fit(runs: Runs, law: str, delta: float = 1e-3, weights=None, objective: str = "huber") -> LawFit:
+def fit(
+    runs: Runs,
+    law: str,
+    delta: float | None = None,
+    weights=None,
+    objective: str = "huber",
+    fixed: Mapping[str, float] | None = None,
+    tied: Sequence[tuple[str, str]] = (),
+) -> LawFit:
     """Fits the law to the runs that are not held out.
 
-    objective: "huber" (sum, at delta), "lad" (mean absolute) or "lsq" (mean square), all of log loss. weights: one per
-    run, held-out runs included, or None. Raises InputError where the runs cannot identify the law.
+    objective: "huber" (sum, at delta), "lad" (mean absolute) or "lsq" (mean square), all of log loss, or "lsq_raw"
+    (mean square of the loss). delta None: 1.345 times the measured noise where runs repeat at one N and D (Huber's 95 %
+    efficiency), else 1e-3. weights: one per run, held-out runs included, or None. fixed: {parameter: value}; tied:
+    pairs of parameters that share one value. Raises InputError where the runs cannot identify the law.
     """
     form = law_named(law)
     if objective not in OBJECTIVES:
         raise InputError(f"objective {objective!r} is not one of {', '.join(OBJECTIVES)}")
-    if not delta > 0:
-        raise InputError(f"delta = {delta}: must be positive")
     used = runs.fitted
-    check_identifiable(used, form)
-    x, y, target, centre = centred(used)
+    notes = []
+    if delta is None:
+        repeats = repeat_noise(used, form)
+        delta = 1e-3
+        if repeats is not None:
+            delta = 1.345 * repeats[0]
+            notes.append(f"delta {delta:.3g}: 1.345 times the noise of {repeats[1]} repeated runs, {repeats[0]:.3g}")
+    if not 0 < delta < np.inf:
+        raise InputError(f"delta = {delta}: must be positive and finite")
+    inputs, observed, centre = centred(used, form)
+    raw = objective == "lsq_raw"
+    model = Model.held(form, inputs, centre, fixed, tied, raw)
+    free = model.free
+    check_identifiable(used, form, len(free))
     w = np.ones(len(used)) if weights is None else np.asarray(weights, float)[~runs.holdout]
     if w.shape != (len(used),) or not (np.isfinite(w).all() and (w >= 0).all() and w.any()):
         raise InputError("weights: one finite weight of at least 0 is needed per run, and not all may be 0")
 
-    starts = form.starts(used.loss)
-    z, agree = solve(form, x, y, target, starts, w, objective, delta, merge=True)
-    cost = objective_value(form, z, x, y, target, w, objective, delta)
-    best = int(np.argmin(cost))
-    floor = cost[best]
-    same = cost <= floor + 1e-7 * abs(floor) + 1e-18
-    z, second = z[best], None if same.all() else float(cost[~same].min() / max(floor, 1e-300) - 1.0)
+    target = observed if raw else np.log(observed)
+    starts = form.starts(observed, inputs)[:, free]
+    u, cost, agree, tried = search(model, target, starts, w, objective, delta)
+    least = cost[0]
+    rival = other_basin(model, target, u, w, objective, delta)
+    last = {"huber": delta, "lad": 1e-12}.get(objective, np.inf)
+    minima, u = u, refine(model, u[0], target, w, last)
+    least = min(least, objective_value(model, u, target, w, objective, delta))
 
-    final = {"huber": delta, "lad": 1e-12, "lsq": np.inf}[objective]
-    gradient, pull, condition = gradient_and_curvature(form, z, x, y, target, w, final)
-    low, high = np.array(form.bounds).T
+    gradient, pull, condition = gradient_and_curvature(model, u, target, w, last)
     gradient_norm = float(np.abs(gradient).max())
-    residual = form.log_loss(z, x, y)[0] - target
+    z = model.z(u)
+    residual = form.log_value(z, inputs)[0] - np.log(observed)
+
+    def params_at(z):
+        return {k: float(v) for k, v in form.params(z, {k: centre[k] for k in form.centred}).items()}
+
+    ranges = {_KEYS.get(k, k): used.input(k) for k in form.inputs}
+    if {"N", "D"} <= set(form.inputs):
+        ranges["flops"] = 6 * used.n * used.d
     return LawFit(
         law=form.name,
-        params={k: float(v) for k, v in natural_params(form, z, centre).items()},
-        objective=float(floor),
+        params=params_at(z),
+        objective=float(least),
         n_runs=len(used),
         delta=float(delta),
         n_column=runs.n_column,
         diagnostics={
             "gradient_norm": gradient_norm,
-            "starts": len(starts),
-            "starts_agree": int(agree[same].sum()),
+            "starts": tried,
+            "starts_agree": agree,
             "condition_number": condition,
             "converged": bool(gradient_norm <= (1e-3 if objective == "lad" else 1e-6) * pull + 1e-14),
-            "second_best": second,
-            "at_bound": [form.parameters[i] for i in range(form.size) if z[i] <= low[i] or z[i] >= high[i]],
+            "second_best": None if rival is None else float(cost[rival] / max(least, 1e-300) - 1.0),
+            "second_best_params": None if rival is None else params_at(model.z(minima[rival])),
+            "minima": len(minima),
+            "at_bound": [
+                form.coordinates[i].name
+                for i, value, low, high in zip(free, u, model.low, model.high, strict=True)
+                if value <= low or value >= high
+            ],
         },
         objective_name=objective,
         z=z,
         centre=centre,
-        fitted_range={
-            "n": [float(used.n.min()), float(used.n.max())],
-            "d": [float(used.d.min()), float(used.d.max())],
-            "flops": [float((6 * used.n * used.d).min()), float((6 * used.n * used.d).max())],
-        },
-        noise=noise_of(residual, form.size),
-        notes=(*runs.notes, *_doubts(used, condition)),
+        fitted_range={k: [float(v.min()), float(v.max())] for k, v in ranges.items()},
+        noise=noise_of(residual, len(free)),
+        notes=(*runs.notes, *notes, *_doubts(used, form, condition)),
+        fixed={k: float(v) for k, v in (fixed or {}).items()},
+        tied=tuple((a, b) for a, b in tied),
+        columns={name: runs.column_of(name) for name in form.inputs},
     )
 
 
-def _doubts(used: Runs, condition: float) -> list[str]:
+def repeat_noise(used: Runs, law: Law) -> tuple[float, int] | None:
+    """(standard deviation of log loss among runs with the same inputs, how many such runs), or None below 4 of them."""
+    groups = pd.DataFrame({name: used.input(name) for name in law.inputs}).round(6)
+    residual = pd.Series(np.log(used.loss))
+    by = residual.groupby([groups[c] for c in groups.columns])
+    count, squares = by.transform("count"), (residual - by.transform("mean")) ** 2
+    many = count > 1
+    dof = many.sum() - by.ngroups + (count == 1).sum()
+    if many.sum() < 4 or dof < 3 or not squares.sum() > 0:
+        return None
+    return float(np.sqrt(squares.sum() / dof)), int(many.sum())
+
+
+def _doubts(used: Runs, law: Law, condition: float) -> list[str]:
     few = [
-        f"{quantity} takes {len(np.unique(values))} values"
-        for quantity, values in (("N", used.n), ("D", used.d))
-        if len(np.unique(values)) < 3
+        f"{name} takes {len(np.unique(used.input(name)))} values"
+        for name in law.inputs
+        if len(np.unique(used.input(name))) < 3
     ]
     if few:
         return [f"{' and '.join(few)}: at least 3 are needed to tell its exponent from the floor E"]
@@ -239,30 +358,33 @@ def _doubts(used: Runs, condition: float) -> list[str]:
     return []
 
 
-def check_identifiable(used: Runs, law: Law) -> None:
-    """Raises InputError where the runs are too few, or all at one N or one D."""
-    if len(used) <= law.size:
-        simpler = "" if law.size <= 5 else ", or choose --law chinchilla (5 parameters)"
+def check_identifiable(used: Runs, law: Law, free: int | None = None) -> None:
+    """Raises InputError where the runs are too few for so many free parameters, or all at one value of an input."""
+    free = law.size if free is None else free
+    if len(used) <= free:
+        simpler = "" if free <= 5 or law.inputs != ("N", "D") else ", or choose --law chinchilla (5 parameters)"
         raise InputError(
-            f"{len(used)} runs to fit, but law {law.name!r} has {law.size} parameters: at least {law.size + 1} are "
-            f"needed{simpler}"
+            f"{len(used)} runs to fit, but law {law.name!r} has {free} parameters: at least {free + 1} are needed"
+            + simpler
         )
-    for values, quantity, column in ((used.n, "N", used.n_column), (used.d, "D", used.d_column)):
+    for name in law.inputs:
+        values = used.input(name)
         if np.ptp(np.log(values)) < 1e-6:
             raise InputError(
-                f"column {column!r} ({quantity}): all {len(used)} fitted runs have the same value {values[0]:.6g}; "
-                f"add runs at another {quantity}, or hold fewer out"
+                f"column {used.column_of(name)!r} ({name}): all {len(used)} fitted runs have the same value "
+                f"{values[0]:.6g}; add runs at another {name}, or hold fewer out"
             )
 
 
-def centred(used: Runs):
-    """log N and log D less their means, log loss, and the two means."""
-    x, y = np.log(used.n), np.log(used.d)
-    centre = (float(x.mean()), float(y.mean()))
-    return x - centre[0], y - centre[1], np.log(used.loss), centre
+def centred(used: Runs, law: Law):
+    """The log of each input less its centre, the loss, and the centre, 0 where the law does not centre an input."""
+    logs = {name: np.log(used.input(name)) for name in law.inputs}
+    means = {name: float(v.mean()) if name in law.centred else 0.0 for name, v in logs.items()}
+    centre = {name: means[law.like.get(name, name)] for name in logs}
+    return [v - centre[name] for name, v in logs.items()], used.loss, centre
 
 
-def solve(law, x, y, target, starts, weights, objective="huber", delta=1e-3, merge=False, warm=False):
+def solve(model, target, starts, weights, objective="huber", delta=1e-3, merge=False, warm=False):
     """Continuation in delta down to the objective asked for, from each start.
 
     With merge, starts that meet after the first step go on as one; returns the points and how many starts each stands
@@ -272,38 +394,98 @@ def solve(law, x, y, target, starts, weights, objective="huber", delta=1e-3, mer
         steps = {"huber": [s for s in (0.01,) if s > 2 * delta] + [delta], "lad": [0.01, 1e-3, 1e-4]}
     else:
         steps = {
-            "huber": [s for s in (0.1, 0.01) if s > 2 * delta] + [delta],
+            "huber": [s for s in (0.1, 0.01, 0.001) if s > 2 * delta] + [delta],
             "lad": [0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12],
         }
     steps = steps.get(objective, [np.inf])
-    z, count = starts, np.ones(len(starts), dtype=int)
+    u, count = starts, np.ones(len(starts), dtype=int)
     for i, step in enumerate(steps):
         iterations = 300 if i == len(steps) - 1 else 100 if step < 1e-3 else 30
-        z, cost = minimise(law, x, y, target, z, weights, delta=step, iterations=iterations)
-        if merge and len(z) > 1:
+        u, cost = minimise(model, target, u, weights, delta=step, iterations=iterations)
+        if merge and len(u) > 1:
             groups: list[list[int]] = []
             for j in np.argsort(cost):
-                near = [g for g in groups if np.abs(z[j] - z[g[0]]).max() < 1e-4]
+                near = [g for g in groups if np.abs(u[j] - u[g[0]]).max() < 1e-4]
                 near[0].append(j) if near else groups.append([j])
             count = np.array([count[g].sum() for g in groups])
-            z = z[[g[0] for g in groups]]
-    return (z, count) if merge else z
+            u = u[[g[0] for g in groups]]
+    return (u, count) if merge else u
 
 
-def objective_value(law, z, x, y, target, weights, objective, delta):
-    """Sum of Huber, mean of |r|, or mean of r^2, (...,), at z (..., size)."""
-    r = law.log_loss(z, x, y)[0] - target
+def search(model, target, starts, weights, objective, delta, seed=0):
+    """(minima, objectives, starts that reach the best, starts tried): distinct local minima, the best first.
+
+    Continuation from the starts finds the basins. A small delta makes many shallow minima in one basin, so starts are
+    then drawn about each minimum, by its own covariance, and go straight to the final delta: few, and many more where
+    those few do not all come back to one point.
+    """
+    u, count = solve(model, target, starts, weights, objective, delta, merge=True)
+    cost = objective_value(model, u, target, weights, objective, delta)
+    keep = np.isfinite(cost)
+    u, count, cost = u[keep], count[keep], cost[keep]
+    if not len(u):
+        raise InputError(f"law {model.law.name!r}: no starting point gives finite values on these runs")
+    if objective == "huber" and delta < 0.02:
+        rng = np.random.default_rng(seed)
+        for number in (8, 192):
+            near = _scatter(model, target, u[np.argsort(cost)[:4]], weights, number, rng)
+            new, new_cost = minimise(model, target, near, weights, delta=delta, iterations=200)
+            good = np.isfinite(new_cost)
+            u, cost = np.concatenate([u, new[good]]), np.concatenate([cost, new_cost[good]])
+            count = np.concatenate([count, np.ones(good.sum(), dtype=int)])
+            u, cost, count = _distinct(u, cost, count)
+            if len(u) == 1:
+                break
+    else:
+        u, cost, count = _distinct(u, cost, count)
+    return u, cost, int(count[0]), int(count.sum())
+
+
+def _scatter(model, target, centres, weights, number, rng):
+    """Points about each centre, twice as wide as the estimate is uncertain, at most 1.5 in any coordinate."""
+    value, jacobian = model(centres)
+    points = []
+    for u, r, j in zip(centres, value - target, jacobian, strict=True):
+        sigma = max(1.4826 * np.median(np.abs(r)), 1e-9)
+        vectors, singular, _ = np.linalg.svd(j * np.sqrt(weights), full_matrices=False)
+        width = np.minimum(2.0 * sigma / np.maximum(singular, 1e-300), 1.5)
+        points.append(u + (rng.standard_normal((number // len(centres) + 1, len(u))) * width) @ vectors.T)
+    return np.concatenate(points)
+
+
+def _distinct(u, cost, count):
+    """Minima that differ, the best first: by 1e-6 of the objective, or 1e-2 in a coordinate where that much differs."""
+    order = np.argsort(cost, kind="stable")
+    groups: list[list[int]] = []
+    for j in order:
+        for g in groups:
+            near = cost[j] - cost[g[0]] <= 1e-9 * abs(cost[g[0]]) + 1e-18
+            if near or (cost[j] - cost[g[0]] <= 1e-5 * abs(cost[g[0]]) and np.abs(u[j] - u[g[0]]).max() < 1e-2):
+                g.append(j)
+                break
+        else:
+            groups.append([j])
+    first = [g[0] for g in groups]
+    return u[first], cost[first], np.array([count[g].sum() for g in groups])
+
+
+def other_basin(model, target, minima, weights, objective, delta) -> int | None:
+    """The best minimum outside the basin of the first, or None: two share a basin if they meet at ten times delta."""
+    if len(minima) == 1:
+        return None
+    wide = 10 * delta if objective == "huber" else 0.01 if objective == "lad" else np.inf
+    top = minima[:24]
+    raised, _ = minimise(model, target, top, weights, delta=wide, iterations=200)
+    apart = np.abs(raised - raised[0]).max(axis=1) > 1e-2
+    return int(np.argmax(apart)) if apart.any() else None
+
+
+def objective_value(model, u, target, weights, objective, delta):
+    """Sum of Huber, mean of |r|, or mean of r^2, (...,), at u (..., size)."""
+    r = model(u)[0] - target
     if objective == "huber":
         return np.sum(weights * huber(r, delta), axis=-1)
     return np.sum(weights * (np.abs(r) if objective == "lad" else r * r), axis=-1) / np.sum(weights)
-
-
-def natural_params(law, z, centre) -> dict:
-    """The law's own parameters at free coordinates z, (..., size), of a fit centred at (mean log N, mean log D)."""
-    core = np.array(law.core(np.asarray(z)), copy=True)
-    core[..., 1] += core[..., 3] * centre[0]
-    core[..., 2] += core[..., 4] * centre[1]
-    return law.to_params(np.moveaxis(core, -1, 0))
 
 
 def noise_of(residual, size) -> dict[str, float]:

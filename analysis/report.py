@@ -61,9 +61,9 @@ def text_report(study: Study) -> str:
         parts.append("No runs held out: give --holdout, such as --holdout 'flops > 1e12', to check the prediction")
     heads = ("law", "held-out error", "in 90 % interval", "validation error")
     parts.append("Laws\n" + _table(heads, [row[:-1] for row in _law_rows(study)]))
-    parts.append(f"Parameters, {study.law}: {LAWS[study.law].formula}\n" + _params_table(study, study.law))
+    parts.append(f"Parameters, {study.law}: {LAWS[study.law].text}\n" + _params_table(study, study.law))
     if study.law != "chinchilla" and "chinchilla" in study.fits:
-        parts.append(f"Parameters, chinchilla: {LAWS['chinchilla'].formula}\n" + _params_table(study, "chinchilla"))
+        parts.append(f"Parameters, chinchilla: {LAWS['chinchilla'].text}\n" + _params_table(study, "chinchilla"))
     parts.append("\n".join((f"N is {study.fit.n_column}", *(f"note: {note}" for note in _notes(study)))))
     return "\n\n".join(parts)
 
@@ -85,7 +85,7 @@ def write_report(study: Study, path, title: str, facts: Mapping | None = None) -
         )
     )
     error = study.mean_abs_error()
-    lead = f"The {study.law} law, {LAWS[study.law].formula}, fitted to {study.fit.n_runs} runs"
+    lead = f"The {study.law} law, {LAWS[study.law].text}, fitted to {study.fit.n_runs} runs"
     if error is not None:
         count = len(study.held_out())
         lead += (
@@ -121,7 +121,7 @@ def write_report(study: Study, path, title: str, facts: Mapping | None = None) -
     for law in dict.fromkeys((study.law, "chinchilla")):
         if law in study.fits:
             body.append(
-                f"<h2>Parameters, {esc(law)}</h2><p><code>L = {esc(LAWS[law].formula)}</code></p>"
+                f"<h2>Parameters, {esc(law)}</h2><p><code>L = {esc(LAWS[law].text)}</code></p>"
                 + _html_table(("parameter", "estimate", "90 % interval"), _param_rows(study, law))
                 + f"<details><summary>Summary</summary><pre>{esc(study.fits[law].summary())}</pre></details>"
             )
@@ -219,7 +219,7 @@ def _checklist(study: Study, facts: Mapping):
     fit, runs = study.fit, study.runs
     cuts = max(score.cuts for score in study.scores.values())
     known = {
-        "form": f"L = {LAWS[fit.law].formula} ({LAWS[fit.law].source}); "
+        "form": f"L = {LAWS[fit.law].text} ({LAWS[fit.law].source}); "
         + ("chosen by validation" if study.requested == "auto" else "asked for by name"),
         "variables": f"N = {runs.n_column}, D = {runs.d_column}, C = {runs.c_column}, loss = {runs.loss_column}",
         "models": f"{len(set(runs.n))} sizes, N {runs.n.min():.3g} to {runs.n.max():.3g}; {len(runs)} runs, "

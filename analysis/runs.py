@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -34,9 +35,36 @@ class Runs:
     c_column: str
     loss_column: str
     notes: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.n)
+        return len(self.loss)
+
+    def column_of(self, name: str) -> str:
+        """The column of an input of a law: N, D, C, U (unique tokens), or any that `inputs` names."""
+        known = {"N": self.n_column, "D": self.d_column, "C": self.c_column}
+        return self.inputs.get(name) or known.get(name) or {"U": "unique_tokens"}.get(name, name)
+
+    def input(self, name: str) -> np.ndarray:
+        """The values of an input of a law, (runs,). Raises InputError where the table does not have them."""
+        column = self.column_of(name)
+        if name in ("N", "D", "C") and name not in self.inputs:
+            values = {"N": self.n, "D": self.d, "C": self.flops}[name]
+        elif column in self.frame.columns:
+            values = _numbers(self.frame, column)
+        elif name == "x":
+            values = self.flops
+        else:
+            near = close_match(column, self.frame.columns)
+            raise InputError(
+                f"the law needs {name}, and there is no column {column!r}; name it with --input {name}=COLUMN{near}"
+            )
+        _check_positive(self.frame, values, column, name)
+        return values
+
+    def effort(self, law) -> np.ndarray:
+        """What orders runs from cheap to dear under a law: 6ND, or its only input, (runs,)."""
+        return 6.0 * self.n * self.d if {"N", "D"} <= set(law.inputs) else self.input(law.inputs[0])
 
     @property
     def fitted(self) -> Runs:
@@ -63,13 +91,15 @@ def read_runs(
     loss_column: str = "loss",
     where: str | None = None,
     holdout: str | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> Runs:
     """Runs from a CSV or parquet file or a DataFrame.
 
     N is `n_compute` where present, D is `tokens`, C is `flops`, or the columns named. C = 6ND where only N and D are
     known, D = C / 6N where only N and C are. `where` keeps rows and `holdout` marks rows that no fit may see; both are
     comparisons over the columns, with backticks around names that hold blanks. Rows whose `status` is not "finished"
-    are dropped: theirs are not final losses. Raises InputError.
+    are dropped: theirs are not final losses. inputs: {input of a law: column} for laws of something else than N and D,
+    as in {"x": "samples"}; with it, a table needs neither N nor D. Raises InputError.
     """
     frame = path_or_frame.copy() if isinstance(path_or_frame, pd.DataFrame) else _read(path_or_frame)
     frame = frame.reset_index(drop=True)
@@ -87,6 +117,11 @@ def read_runs(
             frame = frame[finished].reset_index(drop=True)
 
     loss_name = _named(frame, loss_column, "loss", "--loss-column")
+    inputs = dict(inputs or {})
+    for name, column in inputs.items():
+        _named(frame, column, name, f"--input {name}=COLUMN")
+    if inputs and not {"N", "D", "U"} & set(inputs):
+        return _plain_runs(frame, inputs, loss_name, where, holdout, notes)
     n_name = _column(frame, n_column, "N", "--n-column", ("n_compute",), _N_NAMES)
     d_name = _column(frame, d_column, "D", "--d-column", ("tokens", "D"), _D_NAMES, required=False)
     c_name = _column(frame, c_column, "C", "--c-column", ("flops",), _C_NAMES, required=False)
@@ -130,7 +165,21 @@ def read_runs(
         c_column=c_name or f"6 {n_name} {d_name}",
         loss_column=loss_name,
         notes=tuple(notes),
+        inputs=inputs,
     )
+
+
+def _plain_runs(frame, inputs, loss_name, where, holdout, notes) -> Runs:
+    """Rows of a table without N and D, for a law of other inputs: N, D and C are NaN."""
+    keep = _rows(frame, frame.columns, where, "--where")
+    if not keep.any():
+        raise InputError(f"--where {where!r} keeps none of the {len(frame)} runs")
+    held = _rows(frame, frame.columns, holdout, "--holdout") if holdout is not None else np.zeros(len(frame), bool)
+    frame, held = frame[keep].reset_index(drop=True), held[keep]
+    loss = _numbers(frame, loss_name)
+    _check_positive(frame, loss, loss_name, "loss")
+    none = np.full(len(frame), np.nan)
+    return Runs(none, none, loss, none, held, frame, "", "", "", loss_name, tuple(notes), inputs)
 
 
 def _read(path: str | PathLike) -> pd.DataFrame:

@@ -10,10 +10,11 @@ import numpy as np
 from analysis.backtest import Backtest, backtest, cuts_of
 from analysis.errors import InputError
 from analysis.fit import check_identifiable
-from analysis.laws import LAWS, Law
+from analysis.laws import JOINT, LAWS, Law
 from analysis.runs import Runs
 
 TIE = 1.10
+AUTO = {name: LAWS[name] for name in JOINT}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Score:
     backtest: Backtest | None
 
 
-def choose_law(runs: Runs, laws: Mapping[str, Law] = LAWS, delta: float = 1e-3) -> tuple[str, dict[str, Score]]:
+def choose_law(runs: Runs, laws: Mapping[str, Law] = AUTO, delta: float = 1e-3) -> tuple[str, dict[str, Score]]:
     """The law with the lowest error over the cuts, the simpler where another is within 10 % of it; and every score.
 
     All laws are judged on the same cuts, those the largest law can be fitted to. Where there are none, the laws that

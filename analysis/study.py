@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.allocate import exponent
 from analysis.errors import InputError
 from analysis.fit import LawFit, fit
-from analysis.laws import LAWS, law_named
+from analysis.laws import JOINT, LAWS, law_named
 from analysis.runs import Runs
 from analysis.select import Score, choose_law
 from analysis.uncertainty import bootstrap, predict_interval
@@ -101,7 +101,7 @@ def study(
         raise
     chosen = chosen if law == "auto" else law
     fits = {}
-    for name in LAWS:
+    for name in dict.fromkeys((*JOINT, chosen)):
         try:
             best = fit(runs, name, delta)
         except InputError:

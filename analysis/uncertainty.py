@@ -9,7 +9,7 @@ from scipy import optimize, stats
 
 from analysis.backtest import Backtest, backtest, origin_of
 from analysis.errors import InputError, close_match
-from analysis.fit import LawFit, centred, natural_params, solve
+from analysis.fit import LawFit, Model, centred, solve
 from analysis.laws import law_named
 from analysis.runs import Runs
 
@@ -34,7 +34,8 @@ def bootstrap(
     law, used = law_named(fit.law), runs.fitted
     if n < 2:
         raise InputError(f"n = {n}: at least 2 bootstrap draws are needed")
-    x, y, target, _ = centred(used)
+    inputs, observed, _ = centred(used, law)
+    target = np.log(observed)
     rng = np.random.default_rng(seed)
     groups = None
     if cluster is not None:
@@ -47,7 +48,7 @@ def bootstrap(
         weights = rng.multinomial(units, np.full(units, 1.0 / units), size=n).astype(float)
         weights = weights if groups is None else weights[:, groups]
     else:
-        fitted = law.log_loss(fit.z, x, y)[0]
+        fitted = law.log_value(fit.z, inputs)[0]
         dof = fit.noise["dof"]
         factor = np.sqrt(dof / rng.chisquare(dof, size=(n, 1)))
         if groups is None:
@@ -55,14 +56,17 @@ def bootstrap(
         else:
             swing = rng.standard_normal((n, units))[:, groups]
             targets = fitted + np.sqrt(len(used) / dof) * factor * swing * (target - fitted)
-    start = np.repeat(fit.z[None], n, axis=0)
-    draws = solve(law, x, y, targets, start, weights, fit.objective_name, fit.delta, warm=True)
-    natural = natural_params(law, draws, fit.centre)
+    raw = fit.objective_name == "lsq_raw"
+    model = Model.held(law, inputs, fit.centre, fit.fixed, fit.tied, raw)
+    start = np.repeat(fit.z[None, model.free], n, axis=0)
+    aim = np.exp(targets) if raw else targets
+    draws = model.z(solve(model, aim, start, weights, fit.objective_name, fit.delta, warm=True))
+    natural = fit.params_of(draws)
     tail = 50.0 * (1.0 - LEVEL)
     intervals = {k: [float(q) for q in np.percentile(v, [tail, 100.0 - tail])] for k, v in natural.items()}
     validation = backtest(runs, law, delta=fit.delta) if validation is None else validation
     misfit = discrepancy(validation)
-    return replace(fit, draws=draws, intervals=intervals, discrepancy=misfit | {"origin": origin_of(used.n, used.d)})
+    return replace(fit, draws=draws, intervals=intervals, discrepancy=misfit | {"origin": origin_of(used.effort(law))})
 
 
 def discrepancy(validation: Backtest) -> dict[str, float]:
@@ -91,34 +95,38 @@ def discrepancy(validation: Backtest) -> dict[str, float]:
     return {"k": k, "dof": float(validation.cut.max() + 1)}
 
 
-def predict_interval(fit: LawFit, n, d, level: float = LEVEL):
-    """(predicted, low, high) loss at N, D: the interval that one run made there falls into with chance `level`.
+def predict_interval(fit: LawFit, n=None, d=None, level: float = LEVEL, **inputs):
+    """(predicted, low, high) loss at the law's inputs: the interval one run made there falls into with chance `level`.
 
     It joins the bootstrap draws, run-to-run noise, and past the median fitted run (C = 6ND) the discrepancy.
     """
     if not 0 < level < 1:
         raise InputError(f"level = {level}: must lie between 0 and 1")
-    scalar = np.ndim(n) == np.ndim(d) == 0
-    n, d = np.broadcast_arrays(np.atleast_1d(np.asarray(n, float)), np.asarray(d, float))
-    predicted = np.atleast_1d(fit.predict(n, d))
-    noise, misfit = fit.noise["sigma"] ** 2, misfit_at(fit, n, d) ** 2
+    values = fit.inputs_of(n, d, inputs)
+    scalar = all(np.ndim(v) == 0 for v in values)
+    values = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, float)) for v in values))
+    law = law_named(fit.law)
+    named = dict(zip(law.inputs, values, strict=True))
+    predicted = np.atleast_1d(fit.predict(**named))
+    noise, misfit = fit.noise["sigma"] ** 2, misfit_at(fit, **named) ** 2
     sigma = np.sqrt(noise + misfit)
     # Both scales are estimates from few runs and fewer cuts: Welch and Satterthwaite's degrees of freedom of their sum.
     cuts = max(fit.discrepancy.get("dof", 0.0), 1.0)
     dof = (noise + misfit) ** 2 / np.maximum(noise**2 / fit.noise["dof"] + misfit**2 / cuts, 1e-300)
     ranks = (np.arange(64) + 0.5) / 64
-    low, high = np.empty(n.shape), np.empty(n.shape)
-    for i in range(n.size):
-        centre = np.log(fit.predict_draws(n.flat[i], d.flat[i])[:, 0])
+    low, high = np.empty(predicted.shape), np.empty(predicted.shape)
+    for i in range(predicted.size):
+        centre = np.log(fit.predict_draws(**{k: v.flat[i] for k, v in named.items()})[:, 0])
         spread = centre[:, None] + sigma.flat[i] * stats.t(max(dof.flat[i], 1.0)).ppf(ranks)
         low.flat[i], high.flat[i] = np.exp(np.quantile(spread, [(1 - level) / 2, (1 + level) / 2]))
     low, high = np.minimum(low, predicted), np.maximum(high, predicted)
     return (float(predicted[0]), float(low[0]), float(high[0])) if scalar else (predicted, low, high)
 
 
-def misfit_at(fit: LawFit, n, d):
-    """Standard deviation of log loss that the law's own misfit adds at N, D, by C = 6ND."""
+def misfit_at(fit: LawFit, **named):
+    """Standard deviation of log loss that the law's own misfit adds at the inputs, by C = 6ND or the only input."""
+    values = np.broadcast_arrays(*(np.asarray(v, float) for v in named.values()))
     if not fit.discrepancy:
-        return np.zeros(np.broadcast(n, d).shape)
-    decades = np.log10(6.0 * np.asarray(n, float) * np.asarray(d, float)) - fit.discrepancy["origin"]
-    return fit.discrepancy["k"] * np.maximum(decades, 0.0) ** 2
+        return np.zeros(values[0].shape)
+    effort = 6.0 * named["N"] * named["D"] if {"N", "D"} <= set(named) else values[0]
+    return fit.discrepancy["k"] * np.maximum(np.log10(effort) - fit.discrepancy["origin"], 0.0) ** 2

@@ -14,7 +14,7 @@ from analysis.allocate import allocate
 from analysis.coverage import TRUTHS, measure, sweep
 from analysis.errors import InputError
 from analysis.fit import fit
-from analysis.laws import LAWS
+from analysis.laws import JOINT, LAWS
 from analysis.plots import figure_compute, figure_predicted, figure_tokens, to_svg
 from analysis.report import text_report, write_report
 from analysis.runs import read_runs
@@ -32,7 +32,7 @@ def result():
 
 def test_choice_takes_the_planted_law_and_ignores_held_out_runs():
     """Failure would mean: auto picks laws by something other than prediction, or peeks."""
-    for truth in LAWS:
+    for truth in JOINT:
         sweeps = [sweep(truth, (6, 5), np.random.default_rng(seed), noise=0.002) for seed in range(6)]
         assert sum(choose_law(runs)[0] == truth for runs in sweeps) >= 4, truth
         runs = sweeps[0]
@@ -50,7 +50,7 @@ def test_choice_on_small_grids_says_what_it_skipped():
     assert any("skipped" in s.note for s in scores.values())
     few = read_runs(runs.frame.head(8))
     name, scores = choose_law(few)
-    assert name in LAWS
+    assert name in JOINT
     assert all(s.score is not None or s.note for s in scores.values())
 
 
@@ -66,7 +66,7 @@ def test_study_is_deterministic_and_its_json_has_the_promised_keys(result):
     assert row["low"] < row["predicted"] < row["high"]
     assert row["error"] == pytest.approx(row["predicted"] / row["measured"] - 1)
     assert set(result.fit.intervals) == set(result.fit.params)
-    assert set(result.holdout["law"]) == set(LAWS)
+    assert set(result.holdout["law"]) == set(JOINT)
 
 
 def test_study_by_name_and_without_holdout(result):
@@ -121,7 +121,7 @@ def test_coverage(truth, law, least):
     assert least <= measure(truth, (5, 5), law, sweeps=60, draws=150)["coverage"] <= 1.0
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", JOINT)
 def test_allocation_is_the_numeric_optimum(law):
     n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e6, 5), np.geomspace(5e5, 5e7, 5)))
     loss = LAWS[law].loss(TRUTHS[law], n, d)
@@ -168,7 +168,7 @@ def test_figures_draw_and_leave_nothing_behind(result):
 
 def test_text_report_has_the_tables(result):
     text = text_report(result)
-    assert all(law in text for law in LAWS)
+    assert all(law in text for law in JOINT)
     assert "predicted [90 % interval]" in text
     assert text.count("Parameters, ") == (1 if result.law == "chinchilla" else 2)
 
