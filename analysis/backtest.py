@@ -19,7 +19,8 @@ from analysis.runs import Runs
 class Backtest:
     """One law's errors over the cuts, one entry per predicted run of each cut.
 
-    error: log predicted - log measured; distance: decades of compute past the cut's `origin_of`; variance: of the
+    error: log predicted - log measured; factor: its compute over that of the cut's dearest run;
+    distance: decades of compute past the cut's `origin_of`; variance: of the
     prediction, from the cut's own noise and curvature; cut: the index of the cut. fitted: runs below each cut.
     """
 
@@ -29,9 +30,10 @@ class Backtest:
     distance: np.ndarray
     variance: np.ndarray
     fitted: tuple[int, ...]
+    factor: np.ndarray | None = None
 
 
-def cuts_of(used: Runs, size: int, factor: float = 4.0, most: int = 12, law: Law = LAWS["chinchilla"]):
+def cuts_of(used: Runs, size: int, law: Law, factor: float = 4.0, most: int = 12):
     """Cuts at which a law of `size` parameters can be tried: (fitted mask, predicted mask) pairs, cheapest first.
 
     A cut fits the runs up to one level of compute and predicts those up to `factor` times that level. Left out are cuts
@@ -69,7 +71,7 @@ def backtest(runs: Runs, law: Law | str, pairs=None, delta: float = 1e-3) -> Bac
     law = LAWS[law] if isinstance(law, str) else law
     used = runs.fitted
     if pairs is None:
-        pairs, _ = cuts_of(used, law.size, law=law)
+        pairs, _ = cuts_of(used, law.size, law)
     if not pairs:
         none = np.empty(0)
         return Backtest(law.name, none.astype(int), none, none, none, ())
@@ -98,7 +100,8 @@ def backtest(runs: Runs, law: Law | str, pairs=None, delta: float = 1e-3) -> Bac
                 value[i, above] - target[above],
                 np.maximum(compute[above] - origin_of(effort[below]), 0.0),
                 noise**2 * (1.0 + np.sum(spread**2, axis=1)),
+                effort[above] / effort[below].max(),
             )
         )
-    cut, error, distance, variance = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Backtest(law.name, cut, error, distance, variance, tuple(int(below.sum()) for below, _ in pairs))
+    cut, error, distance, variance, factor = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Backtest(law.name, cut, error, distance, variance, tuple(int(below.sum()) for below, _ in pairs), factor)

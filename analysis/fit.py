@@ -260,15 +260,7 @@ def fit(
     if objective not in OBJECTIVES:
         raise InputError(f"objective {objective!r} is not one of {', '.join(OBJECTIVES)}")
     used = runs.fitted
-    notes = []
-    if delta is None:
-        repeats = repeat_noise(used, form)
-        delta = 1e-3
-        if repeats is not None:
-            delta = 1.345 * repeats[0]
-            notes.append(f"delta {delta:.3g}: 1.345 times the noise of {repeats[1]} repeated runs, {repeats[0]:.3g}")
-    if not 0 < delta < np.inf:
-        raise InputError(f"delta = {delta}: must be positive and finite")
+    delta, notes = default_delta(used, form, delta)
     inputs, observed, centre = centred(used, form)
     raw = objective == "lsq_raw"
     model = Model.held(form, inputs, centre, fixed, tied, raw)
@@ -330,6 +322,20 @@ def fit(
         tied=tuple((a, b) for a, b in tied),
         columns={name: runs.column_of(name) for name in form.inputs},
     )
+
+
+def default_delta(used: Runs, law: Law, delta: float | None = None) -> tuple[float, list[str]]:
+    """(delta, notes): the one given, else 1.345 times the noise of repeated runs where there are some, else 1e-3."""
+    notes = []
+    if delta is None:
+        repeats = repeat_noise(used, law)
+        delta = 1e-3
+        if repeats is not None:
+            delta = 1.345 * repeats[0]
+            notes.append(f"delta {delta:.3g}: 1.345 times the noise of {repeats[1]} repeated runs, {repeats[0]:.3g}")
+    if not 0 < delta < np.inf:
+        raise InputError(f"delta = {delta}: must be positive and finite")
+    return delta, notes
 
 
 def repeat_noise(used: Runs, law: Law) -> tuple[float, int] | None:
@@ -400,7 +406,7 @@ def solve(model, target, starts, weights, objective="huber", delta=1e-3, merge=F
     steps = steps.get(objective, [np.inf])
     u, count = starts, np.ones(len(starts), dtype=int)
     for i, step in enumerate(steps):
-        iterations = 300 if i == len(steps) - 1 else 100 if step < 1e-3 else 30
+        iterations = (100 if warm else 300) if i == len(steps) - 1 else 100 if step < 1e-3 else 30
         u, cost = minimise(model, target, u, weights, delta=step, iterations=iterations)
         if merge and len(u) > 1:
             groups: list[list[int]] = []
@@ -416,8 +422,8 @@ def search(model, target, starts, weights, objective, delta, seed=0):
     """(minima, objectives, starts that reach the best, starts tried): distinct local minima, the best first.
 
     Continuation from the starts finds the basins. A small delta makes many shallow minima in one basin, so starts are
-    then drawn about each minimum, by its own covariance, and go straight to the final delta: few, and many more where
-    those few do not all come back to one point.
+    then drawn about the best minima, by their own covariance, and go straight to the final delta: few, and where those
+    few do not all come back to one point, round after round until one brings nothing better.
     """
     u, count = solve(model, target, starts, weights, objective, delta, merge=True)
     cost = objective_value(model, u, target, weights, objective, delta)
@@ -427,14 +433,15 @@ def search(model, target, starts, weights, objective, delta, seed=0):
         raise InputError(f"law {model.law.name!r}: no starting point gives finite values on these runs")
     if objective == "huber" and delta < 0.02:
         rng = np.random.default_rng(seed)
-        for number in (8, 192):
+        for number in (8, *[64] * 8):
+            before = cost.min()
             near = _scatter(model, target, u[np.argsort(cost)[:4]], weights, number, rng)
             new, new_cost = minimise(model, target, near, weights, delta=delta, iterations=200)
             good = np.isfinite(new_cost)
             u, cost = np.concatenate([u, new[good]]), np.concatenate([cost, new_cost[good]])
             count = np.concatenate([count, np.ones(good.sum(), dtype=int)])
             u, cost, count = _distinct(u, cost, count)
-            if len(u) == 1:
+            if len(u) == 1 or (number > 8 and cost[0] > before * (1 - 1e-5)):
                 break
     else:
         u, cost, count = _distinct(u, cost, count)
@@ -447,10 +454,15 @@ def _scatter(model, target, centres, weights, number, rng):
     points = []
     for u, r, j in zip(centres, value - target, jacobian, strict=True):
         sigma = max(1.4826 * np.median(np.abs(r)), 1e-9)
-        vectors, singular, _ = np.linalg.svd(j * np.sqrt(weights), full_matrices=False)
+        vectors, singular, _ = np.linalg.svd(_finite(j) * np.sqrt(weights), full_matrices=False)
         width = np.minimum(2.0 * sigma / np.maximum(singular, 1e-300), 1.5)
         points.append(u + (rng.standard_normal((number // len(centres) + 1, len(u))) * width) @ vectors.T)
     return np.concatenate(points)
+
+
+def _finite(jacobian):
+    """At the edge of the allowed range a derivative can be undefined: it then counts as none."""
+    return np.nan_to_num(jacobian, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _distinct(u, cost, count):

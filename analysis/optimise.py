@@ -137,6 +137,7 @@ def gradient_and_curvature(model, u, target, weights, delta):
     """
     value, jacobian = model(u)
     pull = weights * np.clip(value - target, -delta, delta)
+    jacobian = np.nan_to_num(jacobian, nan=0.0, posinf=0.0, neginf=0.0)
     gradient = jacobian @ pull
     gradient[((u <= model.low) & (gradient > 0)) | ((u >= model.high) & (gradient < 0))] = 0.0
     singular = np.linalg.svd(jacobian * np.sqrt(weights), compute_uv=False)

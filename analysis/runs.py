@@ -92,6 +92,9 @@ def read_runs(
     where: str | None = None,
     holdout: str | None = None,
     inputs: Mapping[str, str] | None = None,
+    n_unit: float | None = None,
+    d_unit: float | None = None,
+    loss_unit: str | None = None,
 ) -> Runs:
     """Runs from a CSV or parquet file or a DataFrame.
 
@@ -99,8 +102,15 @@ def read_runs(
     known, D = C / 6N where only N and C are. `where` keeps rows and `holdout` marks rows that no fit may see; both are
     comparisons over the columns, with backticks around names that hold blanks. Rows whose `status` is not "finished"
     are dropped: theirs are not final losses. inputs: {input of a law: column} for laws of something else than N and D,
-    as in {"x": "samples"}; with it, a table needs neither N nor D. Raises InputError.
+    as in {"x": "samples"}; with it, a table needs neither N nor D. n_unit and d_unit multiply N and D (1e6 where N is
+    in millions); loss_unit "bits" turns bits into nats. A unit that looks wrong and is not
+    given is asked for. Raises InputError.
     """
+    for option, unit in (("--n-unit", n_unit), ("--d-unit", d_unit)):
+        if unit is not None and not 0 < unit < np.inf:
+            raise InputError(f"{option} {unit}: must be a positive number, such as 1e6 for millions")
+    if loss_unit not in (None, "nats", "bits"):
+        raise InputError(f"--loss-unit {loss_unit!r}: nats or bits")
     frame = path_or_frame.copy() if isinstance(path_or_frame, pd.DataFrame) else _read(path_or_frame)
     frame = frame.reset_index(drop=True)
     frame.columns = [str(c) for c in frame.columns]
@@ -131,9 +141,10 @@ def read_runs(
             + close_match("tokens", frame.columns)
         )
 
-    n, loss = _numbers(frame, n_name), _numbers(frame, loss_name)
+    n, loss = _numbers(frame, n_name) * (n_unit or 1.0), _numbers(frame, loss_name)
+    loss = loss * np.log(2.0) if loss_unit == "bits" else loss
     with np.errstate(all="ignore"):
-        d = _numbers(frame, d_name) if d_name else _numbers(frame, c_name) / (6.0 * n)
+        d = _numbers(frame, d_name) * (d_unit or 1.0) if d_name else _numbers(frame, c_name) / (6.0 * n)
         flops = _numbers(frame, c_name) if c_name else 6.0 * n * d
     derived = {"N": n, "D": d, "C": flops, "flops": flops, "tokens": d}
     scope = frame.assign(**{k: v for k, v in derived.items() if k not in frame.columns})

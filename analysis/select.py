@@ -45,9 +45,10 @@ def choose_law(runs: Runs, laws: Mapping[str, Law] = AUTO, delta: float = 1e-3) 
             unable[name] = error
     if not able:
         raise min(unable.values(), key=lambda error: len(str(error)))
+    form = next(iter(able.values()))
     sizes = sorted({law.size for law in able.values()}, reverse=True)
     for size in sizes:
-        pairs, note = cuts_of(used, size)
+        pairs, note = cuts_of(used, size, form, most=12 if len(form.inputs) > 1 else 6)
         if pairs:
             break
     judged = {name: law for name, law in able.items() if pairs and law.size <= size}
@@ -56,7 +57,7 @@ def choose_law(runs: Runs, laws: Mapping[str, Law] = AUTO, delta: float = 1e-3) 
         if name in judged:
             result = backtest(runs, law, pairs, delta)
             errors = np.abs(np.expm1(result.error))
-            scores[name] = Score(name, _robust_mean(errors, result.cut), len(pairs), len(errors), note, result)
+            scores[name] = Score(name, robust_mean(errors, result.cut), len(pairs), len(errors), note, result)
         else:
             reason = str(unable.get(name, "no cut leaves enough runs below it to judge this law"))
             scores[name] = Score(name, None, 0, 0, reason, None)
@@ -69,7 +70,7 @@ def choose_law(runs: Runs, laws: Mapping[str, Law] = AUTO, delta: float = 1e-3) 
     return chosen.name, scores
 
 
-def _robust_mean(errors, cut) -> float:
+def robust_mean(errors, cut) -> float:
     """Mean over cuts of the mean error at each, a cut counting for at most three times the median cut."""
     means = np.array([errors[cut == c].mean() for c in np.unique(cut)])
     return float(np.minimum(means, 3.0 * np.median(means)).mean())

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.allocate import exponent
 from analysis.errors import InputError
-from analysis.fit import LawFit, fit
+from analysis.fit import LawFit, default_delta, fit
 from analysis.laws import JOINT, LAWS, law_named
 from analysis.runs import Runs
 from analysis.select import Score, choose_law
@@ -85,25 +85,35 @@ class Study:
 
 
 def study(
-    runs: Runs, law: str = "auto", seed: int = 0, delta: float = 1e-3, draws: int = 1000, cluster: str | None = None
+    runs: Runs,
+    law: str = "auto",
+    seed: int = 0,
+    delta: float | None = None,
+    draws: int = 1000,
+    cluster: str | None = None,
+    **options,
 ) -> Study:
     """Fits every law the runs can identify and predicts the held-out runs with each; deterministic given the seed.
 
-    law: "auto" chooses by validation inside the fitted part (`select`), or the name of a law. Raises InputError.
+    law: "auto" chooses by validation inside the fitted part (`select`), or the name of a law of N and D. options
+    (objective, fixed, tied) are those of `fit`, for the law that is named or chosen. Raises InputError.
     """
-    if law != "auto" and law not in LAWS:
-        law_named(law)
+    form = law_named(law if law != "auto" else JOINT[0])
+    if not {"N", "D"} <= set(form.inputs):
+        raise InputError(f"law {law!r} is of {', '.join(form.inputs)}: a study needs a law of N and D")
+    delta, _ = default_delta(runs.fitted, form, delta)
+    laws = {name: LAWS[name] for name in dict.fromkeys((*JOINT, form.name))}
     try:
-        chosen, scores = choose_law(runs, delta=delta)
+        chosen, scores = choose_law(runs, laws, delta)
     except InputError:
         if law != "auto":
-            fit(runs, law, delta)  # the message about the law that was asked for is the helpful one
+            fit(runs, law, delta, **options)  # the message about the law that was asked for is the helpful one
         raise
     chosen = chosen if law == "auto" else law
     fits = {}
-    for name in dict.fromkeys((*JOINT, chosen)):
+    for name in laws:
         try:
-            best = fit(runs, name, delta)
+            best = fit(runs, name, delta, **(options if name == chosen else {}))
         except InputError:
             if name == chosen:
                 raise
@@ -114,7 +124,8 @@ def study(
     held = held.take(np.argsort(held.flops, kind="stable"))
     tables = []
     for name, one in fits.items():
-        predicted, low, high = predict_interval(one, held.n, held.d) if len(held) else (np.empty(0),) * 3
+        named = {i: held.input(i) for i in LAWS[name].inputs}
+        predicted, low, high = predict_interval(one, **named) if len(held) else (np.empty(0),) * 3
         values = (held.n, held.d, held.flops, predicted, low, high, held.loss, predicted / held.loss - 1.0)
         tables.append(pd.DataFrame(dict(zip(HOLDOUT_COLUMNS, values, strict=True)) | {"law": name}))
     return Study(runs, fits[chosen], fits, scores, pd.concat(tables, ignore_index=True), law)

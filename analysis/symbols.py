@@ -52,7 +52,7 @@ def solve_m4(w, a):
         miss = special.log_expit(t) - a * special.log_expit(-t) - w
         step = miss / (1.0 - s + a * s)
         t = t - step
-        if not np.nanmax(np.abs(step), initial=0.0) > 1e-14 * (1.0 + np.nanmax(np.abs(t), initial=0.0)):
+        if not (np.abs(step) > 1e-14 * (1.0 + np.abs(t))).any():
             break
     return special.expit(t)
 

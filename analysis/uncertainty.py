@@ -23,13 +23,15 @@ def bootstrap(
     seed: int = 0,
     cluster: str | None = None,
     validation: Backtest | None = None,
+    run_weights=None,
 ) -> LawFit:
     """The fit with `n` bootstrap draws, 90 % intervals by parameter, and its discrepancy term.
 
     With at least ten runs per parameter (or 20 clusters) whole runs (clusters) are resampled. A small sweep does not
     survive that, so there the fitted losses get new noise: its scale is that of the residuals over n - p degrees of
     freedom, itself drawn anew each time; with clusters, each keeps its residuals times one random factor. cluster: a
-    column whose runs share their noise, such as a trunk. Refits start at the optimum.
+    column whose runs share their noise, such as a trunk. run_weights: those of the fit, one per run, held-out runs
+    included. Refits start at the optimum.
     """
     law, used = law_named(fit.law), runs.fitted
     if n < 2:
@@ -56,6 +58,8 @@ def bootstrap(
         else:
             swing = rng.standard_normal((n, units))[:, groups]
             targets = fitted + np.sqrt(len(used) / dof) * factor * swing * (target - fitted)
+    if run_weights is not None:
+        weights = np.asarray(run_weights, float)[~runs.holdout] * (1.0 if weights is None else weights)
     raw = fit.objective_name == "lsq_raw"
     model = Model.held(law, inputs, fit.centre, fit.fixed, fit.tied, raw)
     start = np.repeat(fit.z[None, model.free], n, axis=0)

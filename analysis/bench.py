@@ -1,0 +1,223 @@
+"""Speed and accuracy of the analysis on this machine: `scaling bench analysis`.
+
+Public runs are read from the folder that SCALING_PUBLIC_DATA names (default ../shared/data beside the project); where
+they are absent, the rows that need them say so. Times are medians of repeats on warm code, imports left out.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.backtest import backtest
+from analysis.errors import InputError
+from analysis.fit import fit
+from analysis.laws import LAWS, SINGLE
+from analysis.published import PUBLISHED
+from analysis.runs import Runs, read_runs
+from analysis.select import choose_law
+from analysis.uncertainty import bootstrap
+
+# Lowest objectives found by `python -m analysis.bench` (2,000 scattered starts a fit), in the order of `fits()`.
+BEST_KNOWN: tuple[float, ...] = ()
+
+# Parameters of Muennighoff et al. 2023 that their fit of R_D and R_N held: logs of A, B, E, and alpha = beta.
+_HELD = {"A": 6.255414, "B": 7.3049974, "E": 0.6254804}
+
+# Besiroglu et al. 2024, arXiv 2404.10102: standard errors of their fit, from 4,000 bootstraps.
+_STANDARD_ERRORS = {"A": 124.52, "B": 1293.28, "E": 0.02566, "alpha": 0.01540, "beta": 0.02060}
+
+
+def public() -> Path:
+    return Path(os.environ.get("SCALING_PUBLIC_DATA", Path(__file__).parents[1] / "../shared/data"))
+
+
+def chinchilla_runs(where: str | None = "loss < 3.44", holdout: str | None = None) -> Runs:
+    """The runs of Hoffmann et al. 2022 as Besiroglu et al. 2024 (arXiv 2404.10102) read them off figure 4."""
+    path = public() / "chinchilla/runs.csv"
+    return read_runs(path, n_column="Model Size", c_column="Training FLOP", where=where, holdout=holdout)
+
+
+def bench() -> list[dict]:
+    """A row per piece of work: name, seconds, value, what the value is."""
+    rows = []
+    for work in (chinchilla_fit, chinchilla_bootstrap, data_constrained, many_fits, many_curves):
+        try:
+            seconds, value, what = work()
+        except InputError as error:
+            seconds, value, what = None, None, f"not measured: {error}"
+        rows.append({"name": work.__name__, "seconds": seconds, "value": value, "what": what})
+    return rows
+
+
+def bench_text(rows) -> str:
+    lines = [f"{'work':<22}{'seconds':>9}  {'value':>16}  what the value is"]
+    for row in rows:
+        seconds = "-" if row["seconds"] is None else f"{row['seconds']:.3f}"
+        value = "-" if row["value"] is None else f"{row['value']:.13g}"
+        lines.append(f"{row['name']:<22}{seconds:>9}  {value:>16}  {row['what']}")
+    return "\n".join(lines)
+
+
+def timed(work, repeats: int = 5):
+    """(median seconds, last result)."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        result = work()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times)), result
+
+
+def chinchilla_fit():
+    runs = chinchilla_runs()
+    fit(runs, "chinchilla", 1e-3)  # compiles the law
+    seconds, one = timed(lambda: fit(runs, "chinchilla", 1e-3), 15)
+    return seconds, one.objective, "objective, sum of Huber 1e-3 over 240 runs (optimum 0.0010182740178)"
+
+
+def chinchilla_bootstrap():
+    runs = chinchilla_runs()
+    one = fit(runs, "chinchilla", 1e-3)
+    validation = backtest(runs, "chinchilla")
+    seconds, drawn = timed(lambda: bootstrap(one, runs, n=4000, validation=validation), 3)
+    spread = {k: float(np.std(v)) for k, v in drawn.params_of(drawn.draws).items()}
+    off = {k: spread[k] / _STANDARD_ERRORS[k] - 1 for k in spread}
+    worst = max(off.values(), key=abs)
+    each = ", ".join(f"{k} {100 * v:+.1f} %" for k, v in off.items())
+    return seconds, float(worst), f"worst deviation of 4,000 bootstraps' standard errors from the published: {each}"
+
+
+def data_constrained():
+    runs = read_runs(public() / "data_constrained/runs.csv", inputs={"U": "unique_tokens"})
+    fixed = {k: float(np.exp(v)) for k, v in _HELD.items()} | {"alpha": 0.3526596, "beta": 0.3526596}
+    fit(runs, "data_constrained", 1e-3, fixed=fixed)
+    seconds, one = timed(lambda: fit(runs, "data_constrained", 1e-3, fixed=fixed), 5)
+    p, info = one.params, one.diagnostics
+    what = f"objective at R_D* {p['R_D']:.2f}, R_N* {p['R_N']:.3f}"
+    if info["second_best"] is not None:
+        other = info["second_best_params"]
+        what += f"; second basin {100 * info['second_best']:.2f} % higher at {other['R_D']:.2f}, {other['R_N']:.3f}"
+    return seconds, one.objective, what
+
+
+@cache
+def tables() -> tuple[tuple[str, Runs], ...]:
+    """Seven tables of 202 to 770 runs: public ones, and two planted."""
+    farseer = pd.read_parquet(public() / "farseer/train.parquet") if public().exists() else None
+    if farseer is None:
+        raise InputError(f"{public()}: no public runs; set SCALING_PUBLIC_DATA to their folder")
+    rng = np.random.default_rng(0)
+    planted = []
+    for law, rows in (("coupled", 600), ("farseer", 770)):
+        n, d = 10 ** rng.uniform(7, 10, rows), 10 ** rng.uniform(9, 12, rows)
+        truth = {"E": 1.7, "A": 3000.0, "B": 15000.0, "alpha": 0.45, "beta": 0.42, "gamma": 0.75}
+        truth = truth if law == "coupled" else PUBLISHED["farseer"].params
+        loss = LAWS[law].loss(truth, n, d) * np.exp(0.004 * rng.standard_t(4, rows))
+        planted.append((f"planted {law}", read_runs(pd.DataFrame({"N": n, "D": d, "loss": loss}))))
+    return (
+        ("chinchilla 240", chinchilla_runs()),
+        ("chinchilla 245", chinchilla_runs(None)),
+        ("chinchilla below 1e21", chinchilla_runs(holdout="C >= 1e21")),
+        ("farseer 404", read_runs(farseer)),
+        ("farseer, every other", read_runs(farseer.iloc[::2])),
+        *planted,
+    )
+
+
+def fits():
+    """(table, law, delta) of the 42 fits: 7 tables, laws of 5, 6 and 9 parameters, delta 1e-4 and 1e-3."""
+    for name, runs in tables():
+        for law in ("chinchilla", "coupled", "farseer"):
+            for delta in (1e-4, 1e-3):
+                yield name, runs, law, delta
+
+
+def many_fits():
+    for law in ("chinchilla", "coupled", "farseer"):
+        LAWS[law].compiled  # noqa: B018
+    work = list(fits())
+    began = time.perf_counter()
+    found = [fit(runs, law, delta).objective for _, runs, law, delta in work]
+    seconds = time.perf_counter() - began
+    above = [v / best - 1 for v, best in zip(found, BEST_KNOWN, strict=True) if v > best * (1 + 1e-6)]
+    what = f"of {len(work)} fits above the best known objective by more than 1e-6"
+    if above:
+        what += f", the worst by {100 * max(above):.3f} %"
+    return seconds, float(len(above)), what
+
+
+def learning_curves(count: int = 92, seed: int = 0):
+    """(x, y, y without noise) of planted learning curves: four forms, 40 points, 0.5 % noise."""
+    rng = np.random.default_rng(seed)
+    x = np.geomspace(1e3, 1e7, 40)
+    for i in range(count):
+        law = ("saturating", "shifted", "m4", "broken1")[i % 4]
+        c, floor = rng.uniform(0.15, 0.5), rng.uniform(0.05, 0.4)
+        truth = {
+            "saturating": {"E": floor, "a": 1e3**c, "c": c},
+            "shifted": {"b": 1e3**c, "g": 10 ** rng.uniform(-8, -6), "c": c},
+            "m4": {"E": floor, "R": 1.0, "a": rng.uniform(0.2, 1.5), "b": 2 * 1e3**c, "c": c},
+            "broken1": {
+                "a": floor,
+                "b": 1e3**c,
+                "c0": c,
+                "d1": 10 ** rng.uniform(4, 5),
+                "c1": rng.uniform(-0.1, 0.3),
+                "f1": 0.3,
+            },
+        }[law]
+        clean = LAWS[law].loss(truth, x)
+        yield x, clean * np.exp(0.005 * rng.standard_normal(len(x))), clean
+
+
+def many_curves():
+    laws = {name: LAWS[name] for name in SINGLE}
+    for law in laws.values():
+        law.compiled  # noqa: B018
+    curves = list(learning_curves())
+    errors, began = [], time.perf_counter()
+    for x, y, clean in curves:
+        runs = read_runs(pd.DataFrame({"x": x, "loss": y}), inputs={"x": "x"}, holdout="x > 1e6")
+        name, _ = choose_law(runs, laws)
+        predicted = fit(runs, name, 1e-3).predict(x=x[-1])
+        errors.append(abs(predicted / clean[-1] - 1))
+    seconds = time.perf_counter() - began
+    return (
+        seconds,
+        float(np.median(errors)),
+        f"median error at 10x of {len(curves)} planted curves; mean {np.mean(errors):.4f}",
+    )
+
+
+def search_longer(starts: int = 2000, seed: int = 1) -> list[float]:
+    """The lowest objective of each of the 42 fits from many scattered starts: how BEST_KNOWN was found."""
+    from analysis.fit import Model, _scatter, centred, search
+    from analysis.optimise import minimise
+
+    lowest = []
+    for name, runs, law, delta in fits():
+        form, used = LAWS[law], runs.fitted
+        inputs, observed, _ = centred(used, form)
+        model, target, weights = Model(form, inputs), np.log(observed), np.ones(len(used))
+        minima, cost, _, _ = search(model, target, form.starts(observed, inputs), weights, "huber", delta)
+        rng = np.random.default_rng(seed)
+        best = cost[0]
+        points = _scatter(model, target, minima[:8], weights, starts, rng)
+        for steps in ((delta,), (10 * delta, delta)):
+            u = points
+            for step in steps:
+                u, found = minimise(model, target, u, weights, delta=step, iterations=300)
+            best = min(best, np.nanmin(found))
+        lowest.append(float(best))
+        print(f"{name}, {law}, {delta:g}: {cost[0]:.12g}, longer {best:.12g}", flush=True)
+    return lowest
+
+
+if __name__ == "__main__":
+    print([float(f"{v:.12g}") for v in search_longer()])
