@@ -433,15 +433,16 @@ def search(model, target, starts, weights, objective, delta, seed=0):
         raise InputError(f"law {model.law.name!r}: no starting point gives finite values on these runs")
     if objective == "huber" and delta < 0.02:
         rng = np.random.default_rng(seed)
-        for number in (8, *[64] * 8):
+        for turn, number in enumerate((8, *[64] * 8)):
             before = cost.min()
-            near = _scatter(model, target, u[np.argsort(cost)[:4]], weights, number, rng)
-            new, new_cost = minimise(model, target, near, weights, delta=delta, iterations=200)
+            new = _scatter(model, target, u[np.argsort(cost)[:4]], weights, number, rng)
+            for step in ((10 * delta,) if turn % 2 == 0 and turn else ()) + (delta,):
+                new, new_cost = minimise(model, target, new, weights, delta=step, iterations=200)
             good = np.isfinite(new_cost)
             u, cost = np.concatenate([u, new[good]]), np.concatenate([cost, new_cost[good]])
             count = np.concatenate([count, np.ones(good.sum(), dtype=int)])
             u, cost, count = _distinct(u, cost, count)
-            if len(u) == 1 or (number > 8 and cost[0] > before * (1 - 1e-5)):
+            if len(u) == 1 or (turn >= 2 and cost[0] > before * (1 - 1e-5)):
                 break
     else:
         u, cost, count = _distinct(u, cost, count)

@@ -160,6 +160,10 @@ def read_runs(
     _check_positive(frame, n, n_name, "N")
     _check_positive(frame, d, d_name or c_name, "D" if d_name else "D = C/6N")
     _check_positive(frame, flops, c_name or "6ND", "C")
+    given = {key for key, unit in (("n", n_unit), ("d", d_unit), ("loss", loss_unit)) if unit is not None}
+    doubt = look_wrong(n, d if d_name else np.full_like(d, np.nan), loss, n_name, d_name or "", loss_name, given)
+    if doubt:
+        raise InputError(doubt)
     if holdout is not None and not held.any():
         raise InputError(f"--holdout {holdout!r} matches none of the {len(frame)} runs: nothing would be held out")
     if holdout is not None and held.all():
@@ -191,6 +195,29 @@ def _plain_runs(frame, inputs, loss_name, where, holdout, notes) -> Runs:
     _check_positive(frame, loss, loss_name, "loss")
     none = np.full(len(frame), np.nan)
     return Runs(none, none, loss, none, held, frame, "", "", "", loss_name, tuple(notes), inputs)
+
+
+def look_wrong(n, d, loss, n_column: str, d_column: str, loss_column: str, given=frozenset()) -> str | None:
+    """A line that asks about a unit that looks wrong, or None. `given`: the units already stated (n, d, loss)."""
+    if "loss" not in given:
+        name = loss_column.lower()
+        if any(word in name for word in ("bits", "bpb", "bpc")):
+            return f"column {loss_column!r} looks like bits: say --loss-unit bits or --loss-unit nats"
+        if "ppl" in name or "perplexity" in name or np.median(loss) > 15:
+            return (
+                f"column {loss_column!r} (median {np.median(loss):.3g}) looks like perplexity, not nats per token: "
+                "give its logarithm, or say --loss-unit nats"
+            )
+    each = np.median(d / n)  # tokens per parameter: 1e5 is far beyond any run, 1e-3 too
+    for key, values, column, odd in (("n", n, n_column, each > 1e5), ("d", d, d_column, each < 1e-3)):
+        few = np.isfinite(values).all() and np.max(values) < (1e3 if key == "n" else 1e4)
+        if key not in given and (few or odd):
+            quantity = "parameters" if key == "n" else "tokens"
+            return (
+                f"column {column!r} ({key.upper()}) is at most {np.max(values):.4g}: millions, billions of {quantity}? "
+                f"say --{key}-unit 1e6 or --{key}-unit 1e9, or --{key}-unit 1 if it is right"
+            )
+    return None
 
 
 def _read(path: str | PathLike) -> pd.DataFrame:

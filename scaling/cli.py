@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+from scaling import cli_analysis as analysis_commands
+from scaling.cli_parse import EXIT_BAD_INPUT, Parser, command, fail, number, whole
 from scaling.data.hints import did_you_mean
 
-EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75
 
 DESCRIPTION = "Train small language models over N and D, fit the scaling law, predict the large one."
@@ -19,22 +20,6 @@ EPILOG = """examples:
   scaling report runs/quickstart          fit, check the held-out runs, write report.html
   scaling fit runs.csv --n-column params --d-column tokens --out fit.json
   scaling predict fit.json --n 1e9 --d 2e10"""
-
-
-class Parser(argparse.ArgumentParser):
-    """One line for a mistake, with the nearest name, and exit code 2."""
-
-    def error(self, message: str) -> None:
-        if message.startswith("unrecognized arguments: "):
-            wrong = message.removeprefix("unrecognized arguments: ").split()[0]
-            known = [o for a in self._actions for o in a.option_strings if o.startswith("--")]
-            message = f"unknown option {wrong}{did_you_mean(wrong.split('=')[0], known)}; see {self.prog} --help"
-        fail(message)
-
-
-def fail(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(EXIT_BAD_INPUT)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,16 +55,6 @@ def main(argv: list[str] | None = None) -> int:
         fail(str(error))
     except OSError as error:  # a folder that cannot be written, a full disk
         fail(f"{error.filename or 'file'}: {error.strerror or error}")
-
-
-def command(name: str, example: str, description: str) -> Parser:
-    return Parser(
-        prog=f"scaling {name}",
-        description=description,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
 
 
 def cmd_train(argv: list[str]) -> int:
@@ -228,158 +203,9 @@ def cmd_tune(argv: list[str]) -> int:
     return 0
 
 
-def cmd_fit(argv: list[str]) -> int:
-    parser = command(
-        "fit",
-        "scaling fit runs.csv --n-column 'Model Size' --c-column 'Training FLOP' --where 'loss < 3.44'",
-        "Fit a law to a folder of runs, or to any CSV or parquet with N, D and loss.",
-    )
-    add_source(parser)
-    parser.add_argument("--law", default=None, help="auto, chinchilla, kaplan or coupled (default: auto)")
-    parser.add_argument("--out", type=Path, help="write the fit here, for predict and allocate")
-    parser.add_argument("--json", action="store_true", help="print law, params, intervals, objective, n_runs as JSON")
-    args = parser.parse_args(argv)
-
-    import json
-
-    study, _ = study_of(args)
-    if args.out:
-        study.fit.save(args.out)
-    if args.json:
-        print(json.dumps(study.to_json(), indent=1, allow_nan=False))
-    else:
-        from analysis.report import text_report
-
-        print(text_report(study) + "\n\n" + study.fit.summary())
-    return 0
-
-
-def cmd_predict(argv: list[str]) -> int:
-    parser = command("predict", "scaling predict fit.json --n 1e9 --d 2e10", "The loss a fitted law predicts.")
-    parser.add_argument("fit", type=Path, metavar="fit.json")
-    parser.add_argument("--n", type=number, required=True, help="parameters, counted as in the fit")
-    parser.add_argument("--d", type=number, required=True, help="tokens")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-
-    import json
-
-    from analysis.fit import load_fit
-    from analysis.uncertainty import predict_interval
-
-    positive("--n", args.n)
-    positive("--d", args.d)
-    fit = load_fit(args.fit)
-    predicted, low, high = (float(x) for x in predict_interval(fit, args.n, args.d))
-    warning = fit.outside(args.n, args.d)
-    if args.json:
-        answer = {"n": args.n, "d": args.d, "predicted": predicted, "low": low, "high": high, "warning": warning}
-        print(json.dumps(answer, indent=1, allow_nan=False))
-    else:
-        print(f"loss {predicted:.4f} nats/token, 90 % interval [{low:.4f}, {high:.4f}] ({fit.law}, N = {fit.n_column})")
-        if warning:
-            print(f"warning: {warning}")
-    return 0
-
-
-def cmd_allocate(argv: list[str]) -> int:
-    parser = command(
-        "allocate", "scaling allocate fit.json --flops 1e21", "Compute-optimal N and D for a budget, with C = 6 N D."
-    )
-    parser.add_argument("fit", type=Path, metavar="fit.json")
-    parser.add_argument("--flops", type=number, required=True, help="training FLOPs")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-
-    import json
-
-    from analysis.allocate import allocate
-    from analysis.fit import load_fit
-
-    positive("--flops", args.flops)
-    found = allocate(load_fit(args.fit), args.flops)
-    print(json.dumps(found.to_json(), indent=1) if args.json else found.summary())
-    return 0
-
-
-def cmd_report(argv: list[str]) -> int:
-    parser = command(
-        "report",
-        "scaling report runs/quickstart",
-        "Fit, check against the held-out runs, write report.html and summary.json into the folder.",
-    )
-    add_source(parser)
-    parser.add_argument("--law", default=None, help="auto, chinchilla, kaplan or coupled (default: the sweep's)")
-    args = parser.parse_args(argv)
-    if not args.source.is_dir():
-        fail(f"{args.source}: not a folder; give the folder of a sweep (for a table of runs: scaling fit)")
-
-    from sweeps.summary import report
-
-    started = time.monotonic()
-    study, facts = study_of(args)
-    print(report(study, args.source, facts, started))
-    return 0
-
-
-def study_of(args: argparse.Namespace):
-    """(Study, facts about the sweep) from a folder of runs or a file, and the options of `add_source`."""
-    from analysis.runs import read_runs
-    from analysis.study import study
-
-    holdout, law, facts, source = args.holdout, args.law, {}, args.source
-    if source.is_dir():
-        from sweeps.summary import describe
-        from sweeps.table import table
-
-        facts = describe(source)
-        holdout, law = holdout or facts.get("holdout"), law or facts.get("law")
-        source = table(source)
-    runs = read_runs(
-        source,
-        n_column=args.n_column,
-        d_column=args.d_column,
-        c_column=args.c_column,
-        loss_column=args.loss_column,
-        where=args.where,
-        holdout=holdout,
-    )
-    return study(runs, law=law or "auto"), facts
-
-
-def add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="DIR|FILE", help="a sweep's folder, or a CSV or parquet file")
-    parser.add_argument("--holdout", metavar="EXPR", help="runs to predict, not to fit: 'flops > 1e12'")
-    parser.add_argument("--where", metavar="EXPR", help="rows to use at all: 'loss < 3.44'")
-    parser.add_argument("--n-column", help="column of N (default: n_compute)")
-    parser.add_argument("--d-column", help="column of D, tokens (default: tokens)")
-    parser.add_argument("--c-column", help="column of C, FLOPs; D = C/6N where there is no D")
-    parser.add_argument("--loss-column", default="loss", help="(default: loss)")
-
-
 def add_execution(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint-seconds", type=number, default=120.0, help="least time between two checkpoints")
     parser.add_argument("--eval-every", type=whole, default=0, help="tokens between validations; 0: only at the end")
-
-
-def number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def whole(text: str) -> int:
-    """A whole number, also written as 2e6."""
-    value = number(text)
-    if not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(value)
-
-
-def positive(name: str, value: float) -> None:
-    if not 0 < value <= 1e40:
-        fail(f"{name} {value:g}: expected a number above 0, and below 1e40")
 
 
 class StopOnSignal:
@@ -391,8 +217,8 @@ class StopOnSignal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        for code, handler in self.before.items():
+            signal.signal(code, handler)
 
     def note(self, *_: object) -> None:
         if self.seen:
@@ -456,10 +282,15 @@ COMMANDS = {
     "sweep": (cmd_sweep, "train a sweep over N and D"),
     "status": (cmd_status, "how a sweep stands"),
     "tune": (cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),
-    "fit": (cmd_fit, "fit a scaling law to runs or to a table"),
-    "predict": (cmd_predict, "the loss at N and D, with an interval"),
-    "allocate": (cmd_allocate, "compute-optimal N and D for a budget"),
-    "report": (cmd_report, "fit, check the hold-out, write report.html"),
+    "fit": (analysis_commands.cmd_fit, "fit a scaling law to runs or to a table"),
+    "predict": (analysis_commands.cmd_predict, "the loss at N and D, with an interval"),
+    "allocate": (analysis_commands.cmd_allocate, "compute-optimal N and D for a budget"),
+    "backtest": (analysis_commands.cmd_backtest, "error and coverage against how far a law is extrapolated"),
+    "compare": (analysis_commands.cmd_compare, "laws side by side, by how well they predict"),
+    "multiverse": (analysis_commands.cmd_multiverse, "refit under every convention; how far do the answers move"),
+    "curves": (analysis_commands.cmd_curves, "laws of the whole loss curve, for schedules not run"),
+    "bench": (analysis_commands.cmd_bench, "measure speed on this machine"),
+    "report": (analysis_commands.cmd_report, "fit, check the hold-out, write report.html"),
 }
 
 if __name__ == "__main__":
