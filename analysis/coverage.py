@@ -1,6 +1,7 @@
 """Do the 90 % intervals cover 90 %? Synthetic sweeps with a known truth, as in
 
     python -m analysis.coverage --sweeps 100
+    python -m analysis.coverage --sweeps 200 --trunks
 
 Each sweep is a grid of N (16x) by D (16x) with 0.3 to 0.5 % noise; runs above a quarter of the largest compute are held
 out, and the rest is fitted by a law that is right, chosen by validation, or wrong.
@@ -13,6 +14,7 @@ import argparse
 import numpy as np
 import pandas as pd
 
+from analysis.allocate import allocate, optimal_n
 from analysis.fit import fit
 from analysis.laws import LAWS
 from analysis.runs import Runs, read_runs
@@ -66,14 +68,53 @@ def measure(truth: str, shape: tuple[int, int], law: str, sweeps: int, draws: in
     }
 
 
+def trunk_sweep(truth: str, rng, noise: float = 0.004) -> pd.DataFrame:
+    """24 trunks (sizes) of 5 horizons, half of each run's noise variance shared within its trunk."""
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 3e5, 24), np.geomspace(5e5, 8e6, 5), indexing="ij"))
+    trunk = np.repeat(np.arange(24), 5)
+    swing = np.sqrt(0.5) * (rng.standard_normal(24)[trunk] + rng.standard_normal(n.size))
+    return pd.DataFrame(
+        {"N": n, "D": d, "loss": LAWS[truth].loss(TRUTHS[truth], n, d) * np.exp(noise * swing), "trunk": trunk}
+    )
+
+
+def measure_trunks(truth: str, law: str, sweeps: int, draws: int = 200) -> dict:
+    """Coverage of 90 % intervals under trunk noise: parameters, N* and one run's loss at 10x the compute."""
+    frame = trunk_sweep(truth, np.random.default_rng(0))
+    flops = 10 * float((6 * frame["N"] * frame["D"]).max())
+    exact = read_runs(frame.assign(loss=LAWS[truth].loss(TRUTHS[truth], frame["N"], frame["D"])))
+    n_true = float(optimal_n(fit(exact, truth), flops))
+    at = (n_true, flops / 6 / n_true)
+    inside: dict[str, list] = {"parameters": [], "N*": [], "prediction": []}
+    for i in range(sweeps):
+        rng = np.random.default_rng([1, i])
+        runs = read_runs(trunk_sweep(truth, rng))
+        one = bootstrap(fit(runs, law, 1e-3), runs, draws, seed=i, cluster="trunk")
+        if law == truth:
+            inside["parameters"] += [one.intervals[k][0] <= v <= one.intervals[k][1] for k, v in TRUTHS[law].items()]
+            low, high = allocate(one, flops).intervals["n"]
+            inside["N*"].append(low <= n_true <= high)
+        measured = float(LAWS[truth].loss(TRUTHS[truth], *at)) * np.exp(0.004 * rng.standard_normal())
+        _, low, high = predict_interval(one, *at)
+        inside["prediction"].append(low <= measured <= high)
+    return {"truth": truth, "law": law} | {k: float(np.mean(v)) if v else np.nan for k, v in inside.items()}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="coverage of 90 % prediction intervals on synthetic sweeps")
+    parser = argparse.ArgumentParser(description="coverage of 90 % intervals on synthetic sweeps")
     parser.add_argument("--sweeps", type=int, default=100, help="sweeps per row (default 100)")
-    sweeps = parser.parse_args().sweeps
-    rows = []
-    for shape in GRIDS:
-        for truth in TRUTHS:
-            rows += [measure(truth, shape, law, sweeps) for law in dict.fromkeys((truth, "auto", "chinchilla"))]
+    parser.add_argument("--trunks", action="store_true", help="sweeps whose noise is shared within trunks")
+    args = parser.parse_args()
+    if args.trunks:
+        cases = (("chinchilla", "chinchilla"), ("coupled", "coupled"), ("coupled", "chinchilla"))
+        rows = [measure_trunks(truth, law, args.sweeps) for truth, law in cases]
+    else:
+        rows = []
+        for shape in GRIDS:
+            for truth in TRUTHS:
+                rows += [
+                    measure(truth, shape, law, args.sweeps) for law in dict.fromkeys((truth, "auto", "chinchilla"))
+                ]
     print(pd.DataFrame(rows).to_string(index=False, float_format="%.3g"))
 
 
