@@ -79,8 +79,7 @@ def cmd_train(argv: list[str]) -> int:
             convert = {int: whole, float: number}.get(kind, str)
             parser.add_argument(*names, dest=path, type=convert, metavar=kind.__name__, help=f"(default: {default})")
     add_execution(parser)
-    parser.add_argument("--data-parallel", type=whole, default=1, help="devices along the mesh's data axis")
-    parser.add_argument("--fsdp", type=whole, default=1, help="devices that parameters are sharded over")
+    add_implementation(parser)
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RUN_ID)")
     args = vars(parser.parse_args(argv))
 
@@ -88,10 +87,9 @@ def cmd_train(argv: list[str]) -> int:
     config = configure(defaults, given)
     folder = args["out"] or Path("runs") / config.run_id
     execution = Execution(
-        data_parallel=args["data_parallel"],
-        fsdp=args["fsdp"],
         checkpoint_seconds=args["checkpoint_seconds"],
         eval_every=args["eval_every"],
+        **{name: args[name] for name in IMPLEMENTATION},
     )
     from scaling.runtime import set_up_jax
 
@@ -206,6 +204,24 @@ def cmd_tune(argv: list[str]) -> int:
 def add_execution(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint-seconds", type=number, default=120.0, help="least time between two checkpoints")
     parser.add_argument("--eval-every", type=whole, default=0, help="tokens between validations; 0: only at the end")
+
+
+IMPLEMENTATION = {  # option: (type, help); none of them changes a result beyond rounding
+    "mesh": (str, "sizes of data, fsdp, tensor, sequence, such as fsdp=4,tensor=2 (default: one device)"),
+    "accumulate": (whole, "parts of a batch that are run one after another"),
+    "attention": (str, "auto, plain, blocked, cudnn or splash"),
+    "layers": (str, "auto, unrolled or scanned"),
+    "remat": (str, "none, dots or full: what the backward pass computes again to save memory"),
+    "loss_chunks": (whole, "parts that the logits are made in; 0: by their size"),
+}
+
+
+def add_implementation(parser: argparse.ArgumentParser) -> None:
+    from scaling.run import Execution
+
+    defaults = Execution()
+    for name, (kind, text) in IMPLEMENTATION.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=kind, default=getattr(defaults, name), help=text)
 
 
 class StopOnSignal:

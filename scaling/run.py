@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from models.errors import InputError
 from models.sizing import Counts, counts, flops_per_token
 
 FORMAT = 1  # raised when the meaning of a field changes: old runs then keep their own identity
+ADDED = {"added": True}  # metadata of a field younger than FORMAT: left out of to_dict while it holds its default
+OPTIMIZERS = ("adamw", "muon", "lion", "adafactor")
+HOOK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:function
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,40 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: str = "adamw"  #: adamw (decoupled decay, multiplied by the learning rate as in optax and PyTorch)
+    """The optimiser; `scaling.optim.make_direction` says what each makes of these fields.
+
+    A hook `module:function` is imported and called with `options`. It returns an optax GradientTransformation from
+    gradients to the direction of descent *before* the learning rate and weight decay, as optax's `scale_by_*` do:
+    parameters change by -lr times its output. The run's id knows a hook by name and options, not by its code.
+    """
+
+    name: str = "adamw"  #: adamw, muon, lion, adafactor, or a hook module:function
     lr: float = 0.01  #: peak learning rate
     b1: float = 0.9  #: decay of the first moment, per step
     b2: float = 0.95  #: decay of the second moment, per step
     eps: float = 1e-8
     weight_decay: float = 0.1  #: on arrays of two or more axes; norm scales do not decay
     clip: float = 1.0  #: largest global gradient norm; 0 is off
+    #: coupled: parameters shrink by lr_t * weight_decay a step, as in PyTorch's and optax's AdamW; independent: by
+    #: weight_decay * lr_t / lr, whatever the peak, as Loshchilov & Hutter wrote it (1711.05101)
+    decay: str = field(default="coupled", metadata=ADDED)
+    momentum: float = field(default=0.95, metadata=ADDED)  #: muon: decay of the momentum, per step
+    options: str = field(default="", metadata=ADDED)  #: hook: JSON object of its keyword arguments
+
+    def __post_init__(self) -> None:
+        if self.options == "":
+            return
+        try:  # canonical, so that equal options are equal runs
+            options = json.loads(self.options)
+            canonical = canonical_json(options) if isinstance(options, dict) else None
+        except (TypeError, ValueError):
+            canonical = None
+        if canonical is None:
+            example = '{"b1": 0.9}'
+            raise InputError(
+                f"optim.options = {self.options!r}: expected a JSON object of arguments, such as {example}"
+            )
+        object.__setattr__(self, "options", canonical if options else "")
 
 
 @dataclass(frozen=True)
@@ -75,12 +106,18 @@ class RunConfig:
             raise InputError(f"schedule.warmup_tokens = {warmup!r}: expected a whole number of at least 0")
         choices = {
             "dtype": (self.dtype, ("float32", "bfloat16")),
-            "optim.name": (self.optim.name, ("adamw",)),
+            "optim.decay": (self.optim.decay, ("coupled", "independent")),
             "schedule.name": (self.schedule.name, ("wsd", "cosine", "constant")),
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise InputError(f"{name} = {value!r}: expected one of {', '.join(allowed)}")
+        optim, hook = self.optim, HOOK.fullmatch(str(self.optim.name))
+        if optim.name not in OPTIMIZERS and not hook:
+            names = ", ".join(OPTIMIZERS)
+            raise InputError(f"optim.name = {optim.name!r}: expected one of {names}, or a hook module:function")
+        if optim.options and not hook:
+            raise InputError(f"optim.options = {optim.options!r}: only for a hook module:function, not {optim.name}")
         ranges = {  # name: (value, lowest, highest, may equal the lowest)
             "data.valid_fraction": (self.data.valid_fraction, 0, 0.5, False),
             "optim.lr": (self.optim.lr, 0, math.inf, False),
@@ -89,6 +126,7 @@ class RunConfig:
             "optim.eps": (self.optim.eps, 0, math.inf, False),
             "optim.weight_decay": (self.optim.weight_decay, 0, math.inf, True),
             "optim.clip": (self.optim.clip, 0, math.inf, True),
+            "optim.momentum": (self.optim.momentum, 0, 1, True),
             "schedule.decay_fraction": (self.schedule.decay_fraction, 0, 1.0000001, True),
             "schedule.final": (self.schedule.final, 0, 1.0000001, True),
         }
@@ -126,7 +164,8 @@ class RunConfig:
         return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        """Nested plain values. A field added after FORMAT is absent while it holds its default: old ids stay."""
+        return {"format": FORMAT, **plain_fields(self)}
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> "RunConfig":
@@ -147,22 +186,62 @@ class RunConfig:
             raise InputError(f"config.json: {error}") from None
 
 
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+
 @dataclass(frozen=True)
 class Execution:
     """Where and how a run executes. None of it may change the result beyond 1e-5, so none of it is in the id."""
 
-    data_parallel: int = 1  #: devices along the mesh's data axis
-    fsdp: int = 1  #: devices along the fsdp axis, over which parameters and optimiser state are sharded
+    mesh: str = (
+        ""  #: sizes of data, fsdp, tensor and sequence, as "fsdp=4,tensor=2"; "": one device, or all hosts' data
+    )
+    accumulate: int = 1  #: parts of a batch that are run one after another, their gradients summed
+    attention: str = "auto"  #: plain, blocked, cudnn, splash (models/attention.py); auto: by device
+    layers: str = "auto"  #: unrolled or scanned; auto: unrolled on CPU, else scanned
+    remat: str = "none"  #: recomputed in the backward pass: none, dots (all but products), full (all but layer inputs)
+    loss_chunks: int = 0  #: parts that the logits are made in; 0: as many as keep a part below 256 MiB a device
     checkpoint_seconds: float = 120.0  #: least time between two checkpoints
     keep_checkpoints: int = 2
     eval_every: int = 0  #: tokens between validations during the run; 0: only at the end
+    track: str = ""  #: sinks besides the run's folder: tensorboard, wandb, or both with a comma
 
     def __post_init__(self) -> None:
         if not 0 <= self.checkpoint_seconds < math.inf:
             raise InputError(f"checkpoint_seconds = {self.checkpoint_seconds!r}: expected a number of at least 0")
-        for name, least in {"data_parallel": 1, "fsdp": 1, "keep_checkpoints": 1, "eval_every": 0}.items():
+        for name, least in {"accumulate": 1, "loss_chunks": 0, "keep_checkpoints": 1, "eval_every": 0}.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} = {getattr(self, name)!r}: expected a whole number of at least {least}")
+        choices = {
+            "attention": ("auto", "plain", "blocked", "cudnn", "splash"),
+            "layers": ("auto", "unrolled", "scanned"),
+            "remat": ("none", "dots", "full"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        mesh_sizes(self.mesh)
+
+
+def mesh_sizes(line: str) -> dict[str, int]:
+    """{"data": 1, "fsdp": 4, ...} of a line such as "fsdp=4,tensor=2". Raises InputError for anything else."""
+    sizes = dict.fromkeys(AXES, 1)
+    for part in line.split(",") if line else ():
+        name, _, value = part.strip().partition("=")
+        if name not in AXES or not value.isascii() or not value.isdigit() or int(value) < 1:
+            raise InputError(f"mesh = {line!r}: expected sizes of {', '.join(AXES)}, such as fsdp=4,tensor=2")
+        sizes[name] = int(value)
+    return sizes
+
+
+def plain_fields(part: Any) -> dict[str, Any]:
+    """`dataclasses.asdict` without the fields marked ADDED that hold their default."""
+    values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if not is_added_default(part, f)}
+    return {name: plain_fields(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
+
+
+def is_added_default(part: Any, f: dataclasses.Field) -> bool:
+    return "added" in f.metadata and getattr(part, f.name) == f.default
 
 
 def canonical_json(value: Any) -> str:

@@ -1,10 +1,9 @@
-"""One run, from its configuration to its result: a jitted step over a mesh, and the loop around it.
+"""One run, from its configuration to its result: the loop around the compiled step, checkpoints, the run's record.
 
-The compiled programs depend on the model, the batch shape and the optimiser, not on learning rate, schedule, D or seed,
-and are kept from run to run in a process: a second run of the same shape starts at once.
+On several hosts every process runs this loop in step: what depends on a clock or a signal is agreed on between calls of
+the compiled program, each host reads its own part of a batch, and process 0 writes the record.
 """
 
-import dataclasses
 import fcntl
 import functools
 import json
@@ -15,27 +14,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jax.sharding import Mesh
 
-from models import transformer
-from models.config import ModelConfig
 from models.errors import InputError
 from scaling.checkpoint import Checkpointer
 from scaling.data.order import batch_windows
 from scaling.data.store import TokenStore, open_store
-from scaling.optim import learning_rates, make_optimizer
+from scaling.optim import learning_rates, weight_decays
+from scaling.program import program_for
 from scaling.run import (
     Execution,
-    OptimConfig,
     RunConfig,
     canonical_json,
     check_fits,
@@ -45,11 +39,12 @@ from scaling.run import (
     read_result,
     write_atomically,
 )
-from scaling.sharding import batch_sharding, make_mesh, replicated, tree_shardings
+from scaling.sharding import batch_sharding, check_mesh, make_mesh, replicated
 
 CHUNK_STEPS = 32  # most steps in one call of the compiled program: for small models the call costs as much as a step
 CHUNK_SECONDS = 0.25  # the calls are kept about this long, so that a signal or a NaN is noticed soon
 PROGRESS_SECONDS = 1.0
+RESIDENT_BYTES = 2**28  # a corpus up to this size is kept on the device
 VALIDATION_TOKENS = 8_192  # per validation batch: bounds the logits in memory
 
 
@@ -59,15 +54,6 @@ class Preempted(Exception):
 
 class Busy(Exception):
     """Another process is training this run."""
-
-
-class Program(NamedTuple):
-    """Compiled functions for one shape of run on one mesh. State: {"params", "opt"}, donated to `steps`."""
-
-    abstract_state: Any  #: tree of ShapeDtypeStruct with shardings
-    init: Callable  #: key -> state
-    steps: Callable  #: state, tokens_XBU, lr_X, n -> state, {"loss_X", "grad_norm_X"}: n <= X steps, X = CHUNK_STEPS
-    validate: Callable  #: params, tokens_BU, weight_B -> sum of losses over the weighted windows, nats
 
 
 def train(
@@ -85,9 +71,8 @@ def train(
     process holds the run.
     """
     execution = execution or Execution()
-    mesh = make_mesh(execution.data_parallel, execution.fsdp)
-    if config.batch_size % mesh.size:
-        raise InputError(f"batch_size = {config.batch_size}: not divisible by the {mesh.size} devices of the mesh")
+    mesh = make_mesh(execution.mesh)
+    check_mesh(dict(mesh.shape), config.model, config.batch_size, config.data.seq_len, execution.accumulate)
     store = open_store(config.data.source, config.data.tokenizer, valid_fraction=config.data.valid_fraction)
     check_fits(config, store)
     check_run_folder(folder, config)
@@ -120,10 +105,9 @@ class Run:
     ) -> None:
         self.config, self.folder, self.execution, self.mesh, self.store = config, folder, execution, mesh, store
         self.should_stop, self.report, self.progress = should_stop, report, progress
-        optim = dataclasses.replace(config.optim, lr=1.0)
-        self.program = compile_run(config.model, optim, config.dtype, mesh)
+        self.program = program_for(config, execution, mesh)
         self.checkpointer = Checkpointer(folder / "checkpoints", execution.keep_checkpoints)
-        self.lr = learning_rates(config)
+        self.lr, self.decay = learning_rates(config), weight_decays(config)
         self.curve = Curve(folder / "curve.parquet", config.tokens_per_step, self.lr)
 
     def train(self) -> dict[str, Any]:
@@ -180,19 +164,33 @@ class Run:
             timing["seconds_per_step"] = round((trained - steady[0]) / (done - steady[1]), 6)
         return self.finish("finished", loss, timing)
 
-    def inputs(self, step: int, n: int) -> tuple[Any, Any]:
-        """(tokens_XBU, lr_X) of steps step .. step + n - 1, padded to X = CHUNK_STEPS and placed on the mesh.
+    def inputs(self, step: int, n: int) -> tuple[Any, Any, Any]:
+        """(data, lr_X, decay_X) of steps step .. step + n - 1, padded to X = CHUNK_STEPS and placed on the mesh.
 
-        Padding keeps one program for every n: the same steps give the same bits however they are cut into calls.
+        Padding keeps one program for every n: the same steps give the same bits however they are cut into calls. A
+        small corpus lies on the device whole, and only the beginnings of the windows are sent.
         """
         config, T = self.config, self.config.data.seq_len
         B = config.batch_size
-        indices = batch_windows(self.store.n_train_windows(T), config.data.seed, step, B, steps=n)
-        tokens_XBU = np.zeros((CHUNK_STEPS, B, T + 1), np.int32)
-        tokens_XBU[:n] = self.store.train_windows(indices, T).reshape(n, B, T + 1)
-        lr_X = np.zeros(CHUNK_STEPS, np.float32)
-        lr_X[:n] = self.lr[step : step + n]
-        return jax.device_put(tokens_XBU, batch_sharding(self.mesh, axis=1)), lr_X
+        windows = batch_windows(self.store.n_train_windows(T), config.data.seed, step, B, steps=n).reshape(n, B)
+        scalars = []
+        for values in (self.lr, self.decay):
+            scalars.append(np.zeros(CHUNK_STEPS, np.float32))
+            scalars[-1][:n] = values[step : step + n]
+        if self.mesh.size == 1 and self.store.train.nbytes <= RESIDENT_BYTES and len(self.store.train) < 2**31:
+            start_XB = np.zeros((CHUNK_STEPS, B), np.int32)
+            start_XB[:n] = windows * T
+            return {"corpus": resident(self.store, self.mesh), "start_XB": start_XB}, *scalars
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            """The tokens of a device: of the steps that are run, and of its windows."""
+            mine = windows[:, index[1]]
+            tokens_XBU = np.zeros((CHUNK_STEPS, mine.shape[1], T + 1), np.int32)
+            tokens_XBU[:n] = self.store.train_windows(mine.ravel(), T).reshape(n, -1, T + 1)
+            return tokens_XBU
+
+        sharding = batch_sharding(self.mesh, axis=1)
+        return {"tokens_XBU": jax.make_array_from_callback((CHUNK_STEPS, B, T + 1), sharding, part)}, *scalars
 
     def start(self) -> tuple[int, Any]:
         """(steps done, state): from the newest whole checkpoint, else fresh from the seed."""
@@ -210,14 +208,15 @@ class Run:
         """Mean cross-entropy over every window of the validation split, nats per token."""
         T = self.config.data.seq_len
         windows_NU = self.store.valid_windows(T)
-        size = -(-max(1, VALIDATION_TOKENS // T) // self.mesh.size) * self.mesh.size
+        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        size = -(-max(1, VALIDATION_TOKENS // T) // ways) * ways
         sums = []
         for at in range(0, len(windows_NU), size):
             part_BU = windows_NU[at : at + size]
             weight_B = np.zeros(size, np.float32)
             weight_B[: len(part_BU)] = 1.0
             padded_BU = np.pad(part_BU, ((0, size - len(part_BU)), (0, 0)))
-            place = functools.partial(jax.device_put, device=batch_sharding(self.mesh))
+            place = functools.partial(from_host, sharding=batch_sharding(self.mesh))
             sums.append(self.program.validate(params, place(padded_BU), place(weight_B)))
         return float(np.sum(np.asarray(jax.device_get(sums), np.float64))) / (len(windows_NU) * T)
 
@@ -337,66 +336,15 @@ class Curve:
         return True
 
 
-@functools.lru_cache(maxsize=32)
-def compile_run(model: ModelConfig, optim: OptimConfig, dtype: str, mesh: Mesh) -> Program:
-    """The jitted functions for runs of this model and optimiser on this mesh; shapes compile at their first call."""
-    compute = jnp.dtype(dtype)
-    optimizer = make_optimizer(optim)
+@functools.lru_cache(maxsize=2)
+def resident(store: TokenStore, mesh: Mesh) -> jax.Array:
+    """The training tokens of a corpus on the mesh's device, kept from run to run."""
+    return jax.device_put(np.asarray(store.train), replicated(mesh))
 
-    def boxed_state(key: jax.Array) -> Any:
-        params = transformer.init(model, key, boxed=True)
-        return {"params": params, "opt": optimizer.init(params)}
 
-    def loss_fn(params: Any, tokens_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
-        loss_BT, log_z_BT = transformer.next_token_loss(model, params, tokens_BU, compute)
-        loss = jnp.mean(loss_BT)
-        return loss + model.z_loss * jnp.mean(jnp.square(log_z_BT)), loss
-
-    def step(state: Any, tokens_BU: jax.Array, lr: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], tokens_BU)
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        params = jax.tree.map(lambda p, u: p - lr * u, state["params"], updates)
-        return {"params": params, "opt": opt}, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-
-    def steps(state: Any, tokens_XBU: jax.Array, lr_X: jax.Array, n: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        # A loop whose length is an argument: one compiled body, so that the bits do not depend on how many steps a call
-        # makes.
-        def body(i: jax.Array, carry: tuple[Any, dict]) -> tuple[Any, dict]:
-            state, metrics = carry
-            state, new = step(state, tokens_XBU[i], lr_X[i])
-            return state, {name: metrics[name].at[i].set(new[name]) for name in metrics}
-
-        zeros_X = jnp.zeros(len(lr_X), jnp.float32)
-        return jax.lax.fori_loop(0, n, body, (state, {"loss": zeros_X, "grad_norm": zeros_X}))
-
-    def validate(params: Any, tokens_BU: jax.Array, weight_B: jax.Array) -> jax.Array:
-        loss_BT, _ = transformer.next_token_loss(model, params, tokens_BU, compute)
-        return jnp.sum(loss_BT * weight_B[:, None])
-
-    boxed = jax.eval_shape(boxed_state, jax.random.key(0))
-    shardings = tree_shardings(mesh, boxed)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nn.unbox(boxed),
-        shardings,
-    )
-    batch, whole = batch_sharding(mesh), replicated(mesh)
-    return Program(
-        abstract_state=abstract,
-        # Run once, so compiled lightly: the many small random draws took longer to compile than a training step.
-        init=jax.jit(
-            lambda key: nn.unbox(boxed_state(key)),
-            out_shardings=shardings,
-            compiler_options={"xla_backend_optimization_level": 1},
-        ),
-        steps=jax.jit(
-            steps,
-            in_shardings=(shardings, batch_sharding(mesh, axis=1), whole, whole),
-            out_shardings=(shardings, whole),
-            donate_argnums=0,
-        ),
-        validate=jax.jit(validate, in_shardings=(shardings["params"], batch, batch), out_shardings=whole),
-    )
+def from_host(array: np.ndarray, sharding: Any) -> jax.Array:
+    """An array that every host holds, of which each device takes its part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def check_corpus(folder: Path, store: TokenStore) -> None:

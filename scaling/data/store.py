@@ -28,7 +28,7 @@ from scaling.data.tokenizers import BPE, END_OF_DOCUMENT, Bytes, Tokenizer, toke
 FORMAT = 1  # raise it when the same source, tokenizer and fraction would give other tokens
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TokenStore:
     """The tokens of a corpus and how to cut them into windows.
 
@@ -44,6 +44,13 @@ class TokenStore:
     tokenizer: Tokenizer
     train_bytes: int
     valid_bytes: int
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        """By the key, which is a digest of the content."""
+        return isinstance(other, TokenStore) and other.key == self.key
 
     @property
     def vocab_size(self) -> int:

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import transformer
+from models import attention, transformer
 from models.config import ModelConfig, replace
+from models.implementation import Implementation
 
 apply = jax.jit(transformer.apply, static_argnums=(0, 3))
 next_token_loss = jax.jit(transformer.next_token_loss, static_argnums=(0, 3))
@@ -61,16 +62,16 @@ def test_grouped_attention_is_full_attention_with_copied_heads():
     """Key/value heads shared by a group equal full attention in which each query head has its own copy."""
     B, T, G, J, K = 2, 9, 2, 3, 4
     q, k, v = (jax.random.normal(jax.random.key(i), (B, T, G, J if i == 0 else 1, K)) for i in range(3))
-    grouped = transformer.causal_attention(q, k[:, :, :, 0], v[:, :, :, 0])
+    grouped = attention.plain(q, k[:, :, :, 0], v[:, :, :, 0], Implementation())
     copies = lambda x: jnp.repeat(x, J, axis=3).reshape(B, T, G * J, K)  # noqa: E731
-    full = transformer.causal_attention(q.reshape(B, T, G * J, 1, K), copies(k), copies(v))
+    full = attention.plain(q.reshape(B, T, G * J, 1, K), copies(k), copies(v), Implementation())
     np.testing.assert_allclose(grouped.reshape(B, T, G * J, K), full[:, :, :, 0], rtol=1e-5, atol=1e-6)
 
 
 def test_attention_is_the_reference_of_jax():
     B, T, H, K = 2, 16, 3, 8
     q, k, v = (jax.random.normal(jax.random.key(i), (B, T, H, K)) for i in range(3))
-    ours = transformer.causal_attention(q[:, :, :, None], k, v)[:, :, :, 0]
+    ours = attention.plain(q[:, :, :, None], k, v, Implementation())[:, :, :, 0]
     np.testing.assert_allclose(ours, jax.nn.dot_product_attention(q, k, v, is_causal=True), rtol=1e-5, atol=1e-5)
 
 

@@ -53,6 +53,36 @@ def test_identity_is_stable():
 GOLDEN_ID = "89cc13872255"
 
 
+def test_fields_added_later_enter_identity_without_moving_old_ones():
+    """At its default such a field is as if it were not there; config.json files from before it are still read."""
+    changes = {"decay": "independent", "momentum": 0.9, "options": '{"b1":0.8}'}
+    hook = OptimConfig(name="optax:scale_by_adam")
+    added = {f.name for f in dataclasses.fields(OptimConfig) if "added" in f.metadata}
+    assert set(changes) == added
+    assert not added & RunConfig(optim=hook).to_dict()["optim"].keys()
+    runs = [RunConfig(optim=dataclasses.replace(hook, **{k: v})) for k, v in changes.items()]
+    assert len({run.run_id for run in [RunConfig(optim=hook), *runs]}) == len(changes) + 1
+    for run, (name, value) in zip(runs, changes.items(), strict=True):
+        assert run.to_dict()["optim"][name] == value
+        assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_a_field_from_the_first_format_may_not_be_missing():
+    fields = RunConfig().to_dict()
+    del fields["optim"]["b2"]
+    with pytest.raises(InputError, match="optim lacks b2"):
+        RunConfig.from_dict(fields)
+
+
+def test_equal_options_are_the_same_run():
+    def run(options: str) -> RunConfig:
+        return RunConfig(optim=OptimConfig(name="optax:scale_by_adam", options=options))
+
+    assert run('{"b2": 0.9,  "b1": 0.8}').run_id == run('{"b1":0.8,"b2":0.9}').run_id
+    assert run("{}") == run("")
+    assert run('{"b1": 0.8}').run_id != run('{"b1": 0.9}').run_id
+
+
 def test_whole_floats_and_ints_are_the_same_run():
     assert RunConfig(optim=OptimConfig(clip=1)).run_id == RunConfig(optim=OptimConfig(clip=1.0)).run_id
 
@@ -66,7 +96,18 @@ def test_whole_floats_and_ints_are_the_same_run():
         (lambda: RunConfig(dtype="float16"), "dtype = 'float16': expected one of float32, bfloat16"),
         (lambda: RunConfig(optim=OptimConfig(lr=0.0)), "optim.lr = 0.0: expected a number above 0"),
         (lambda: RunConfig(optim=OptimConfig(lr=float("nan"))), "optim.lr = nan"),
-        (lambda: RunConfig(optim=OptimConfig(name="adam")), "optim.name = 'adam'"),
+        (
+            lambda: RunConfig(optim=OptimConfig(name="adam")),
+            "optim.name = 'adam': expected one of adamw, muon, lion, adafactor, or a hook module:function",
+        ),
+        (lambda: RunConfig(optim=OptimConfig(name="optax:")), "optim.name = 'optax:'"),
+        (lambda: RunConfig(optim=OptimConfig(decay="l2")), "optim.decay = 'l2': expected one of coupled, independent"),
+        (lambda: RunConfig(optim=OptimConfig(momentum=1.0)), "optim.momentum = 1.0: expected a number at least 0 and"),
+        (lambda: RunConfig(optim=OptimConfig(momentum=-0.1)), "optim.momentum = -0.1"),
+        (lambda: OptimConfig(options="{b1: 1}"), "optim.options = '{b1: 1}': expected a JSON object of arguments"),
+        (lambda: OptimConfig(options="[0.9]"), "optim.options = '[0.9]': expected a JSON object"),
+        (lambda: OptimConfig(options='{"b1": NaN}'), "NaN"),
+        (lambda: RunConfig(optim=OptimConfig(options='{"b1": 0.9}')), "only for a hook module:function, not adamw"),
         (lambda: RunConfig(schedule=ScheduleConfig(decay_fraction=1.5)), "schedule.decay_fraction = 1.5"),
         (lambda: RunConfig(data=DataConfig(seq_len=-1)), "data.seq_len = -1"),
         (lambda: RunConfig(seed=-1), "seed = -1"),

@@ -14,7 +14,9 @@ from models.transformer import next_token_loss
 from scaling import train as train_module
 from scaling.checkpoint import Checkpointer
 from scaling.data.store import open_store
+from scaling.program import program_for
 from scaling.run import DataConfig, Execution, OptimConfig, RunConfig, read_json
+from scaling.sharding import make_mesh
 from scaling.train import Busy, Preempted, train
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2)
@@ -76,7 +78,7 @@ def test_the_result_is_the_mean_over_the_whole_validation_split(config, undistur
     windows = store.valid_windows(32)
     assert result["valid_tokens"] == len(windows) * 32
     assert len(windows) % (train_module.VALIDATION_TOKENS // 32), "the last batch is padded, or this tests nothing"
-    program = train_module.compile_run(MODEL, OptimConfig(lr=1.0), "float32", train_module.make_mesh())
+    program = program_for(config, Execution(), make_mesh())
     step, state = Checkpointer(folder / "checkpoints", keep=2).restore(program.abstract_state, pytest.fail)
     assert step == 40
     loss_BT, _ = jax.jit(next_token_loss, static_argnums=0)(MODEL, state["params"], windows)
@@ -179,19 +181,17 @@ def test_nan_ends_the_run_for_good(config, tmp_path):
     assert train(wild, tmp_path / "run") == result, "a diverged run is not tried again"
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
-def test_the_mesh_does_not_matter(config, undisturbed, tmp_path, data, fsdp):
+@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=2,fsdp=4", "fsdp=4,tensor=2", "data=2,sequence=4"])
+def test_the_mesh_does_not_matter(config, undisturbed, tmp_path, mesh):
     """Sums are taken in another order, so to 1e-5 and not to the bit."""
-    execution = Execution(data_parallel=data, fsdp=fsdp)
-    result = train(config, tmp_path / "run", execution)
+    result = train(config, tmp_path / "run", Execution(mesh=mesh))
     assert result["where"]["devices"] == 8
     assert result["loss"] == pytest.approx(undisturbed[0]["loss"], rel=1e-5)
     np.testing.assert_allclose(curve(tmp_path / "run")["loss"], curve(undisturbed[1])["loss"], rtol=1e-5)
 
 
 def test_fsdp_shards_parameters_and_optimiser_state():
-    mesh = train_module.make_mesh(1, 8)
-    program = train_module.compile_run(MODEL, OptimConfig(lr=1.0), "float32", mesh)
+    program = program_for(RunConfig(model=MODEL), Execution(), make_mesh("fsdp=8"))
     state = program.init(jax.random.key(0))
     sharded = [x for x in jax.tree.leaves(state) if x.addressable_shards[0].data.size * 8 == x.size]
     whole = sum(x.size for x in jax.tree.leaves(state))
@@ -200,7 +200,7 @@ def test_fsdp_shards_parameters_and_optimiser_state():
 
 def test_stopped_on_one_mesh_resumed_on_another(config, undisturbed, tmp_path, short_calls):
     with pytest.raises(Preempted):
-        train(config, tmp_path / "run", Execution(fsdp=8), should_stop=stop_after(6))
+        train(config, tmp_path / "run", Execution(mesh="fsdp=8"), should_stop=stop_after(6))
     result = train(config, tmp_path / "run")
     assert result["loss"] == pytest.approx(undisturbed[0]["loss"], rel=1e-5)
 
@@ -210,7 +210,7 @@ def test_bfloat16_keeps_float32_parameters(config, undisturbed, tmp_path):
     result = train(half, tmp_path / "run")
     assert result["loss"] == pytest.approx(undisturbed[0]["loss"], rel=0.03)
     assert result["loss"] != undisturbed[0]["loss"]
-    program = train_module.compile_run(MODEL, OptimConfig(lr=1.0), "bfloat16", train_module.make_mesh())
+    program = program_for(half, Execution(), make_mesh())
     assert {x.dtype.name for x in jax.tree.leaves(program.abstract_state)} == {"float32", "int32"}
 
 
@@ -225,9 +225,12 @@ def test_two_processes_never_train_one_run(config, tmp_path):
     [
         ({"tokens": 10**9}, {}, "training tokens; train on fewer, or allow repeats with --repeat"),
         ({"model": dataclasses.replace(MODEL, vocab_size=300)}, {}, "has a vocabulary of 256; set model.vocab_size"),
-        ({}, {"fsdp": 16}, "16 devices wanted, 8 here"),
-        ({}, {"fsdp": 3}, "batch_size = 8: not divisible by the 3 devices"),
-        ({}, {"data_parallel": 0}, "data_parallel = 0: expected a whole number of at least 1"),
+        ({}, {"mesh": "fsdp=16"}, "fsdp=16 makes 16 devices, 8 are here"),
+        ({}, {"mesh": "fsdp=3"}, "fsdp=3 makes 3 devices, 8 are here"),
+        ({}, {"mesh": "fsdp=0"}, "mesh = 'fsdp=0': expected sizes of data, fsdp, tensor, sequence"),
+        ({}, {"mesh": "tensor=8"}, "mesh tensor = 8: does not divide model.n_kv_heads = 2"),
+        ({}, {"mesh": "data=8", "accumulate": 2}, "batch_size = 8: not divisible by the 8 devices"),
+        ({}, {"accumulate": 3}, "batch_size = 8: not divisible by the 1 devices"),
     ],
 )
 def test_what_does_not_fit_leaves_nothing_behind(config, tmp_path, changes, execution, message):
