@@ -80,6 +80,10 @@ def cmd_train(argv: list[str]) -> int:
             parser.add_argument(*names, dest=path, type=convert, metavar=kind.__name__, help=f"(default: {default})")
     add_execution(parser)
     add_implementation(parser)
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 of several is reached")
+    parser.add_argument("--processes", type=whole, help="how many processes (hosts) train together")
+    parser.add_argument("--process", type=whole, help="the number of this one, from 0")
+    parser.add_argument("--host-timeout", type=whole, default=60, help="seconds of silence after which a host is lost")
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RUN_ID)")
     args = vars(parser.parse_args(argv))
 
@@ -89,13 +93,23 @@ def cmd_train(argv: list[str]) -> int:
     execution = Execution(
         checkpoint_seconds=args["checkpoint_seconds"],
         eval_every=args["eval_every"],
+        track=args["track"],
         **{name: args[name] for name in IMPLEMENTATION},
     )
+    from scaling import hosts
+
+    group = hosts.Hosts(args["coordinator"], args["processes"], args["process"], args["host_timeout"])
+    together = group.coordinator is not None or hosts.detected(os.environ)
+    if together and hosts.SUPERVISED not in os.environ:
+        name = str(group.process) if group.process is not None else os.environ.get("SLURM_PROCID", os.uname().nodename)
+        return hosts.supervise([sys.executable, "-m", "scaling.cli", "train", *argv], name, folder)
     from scaling.runtime import set_up_jax
 
     set_up_jax()
     from scaling.train import Busy, Preempted, train
 
+    if together:
+        hosts.connect(group)
     n = config.counts.n_compute
     if config.schedule.warmup_tokens >= config.trained_tokens:
         print(f"note: schedule.warmup_tokens = {config.schedule.warmup_tokens:,} is all of the run; lower it")
@@ -142,7 +156,7 @@ def cmd_sweep(argv: list[str]) -> int:
         print(dry_run(sweep.runs, len(local.placements(args.workers, len(sweep.runs))), finished))
         return 0
     local.placements(args.workers, 1)
-    execution = Execution(checkpoint_seconds=args.checkpoint_seconds, eval_every=args.eval_every)
+    execution = Execution(checkpoint_seconds=args.checkpoint_seconds, eval_every=args.eval_every, track=args.track)
     began = time.monotonic()
     local.prepare(name, sweep, folder)
     print(f"{name}: {len(sweep.runs)} runs, {sum(c.flops for c in sweep.runs):.4g} FLOPs, in {folder}", flush=True)
@@ -204,6 +218,7 @@ def cmd_tune(argv: list[str]) -> int:
 def add_execution(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint-seconds", type=number, default=120.0, help="least time between two checkpoints")
     parser.add_argument("--eval-every", type=whole, default=0, help="tokens between validations; 0: only at the end")
+    parser.add_argument("--track", default="", help="tensorboard, wandb, or both with a comma")
 
 
 IMPLEMENTATION = {  # option: (type, help); none of them changes a result beyond rounding

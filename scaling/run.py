@@ -299,8 +299,8 @@ def check_run_folder(folder: Path, config: RunConfig) -> None:
 
 
 def holds_only(folder: Path, *names: str) -> bool:
-    """Whether nothing lies in `folder` but these, and what a killed writer left."""
-    return all(p.name in names or p.name.endswith(".tmp") for p in folder.iterdir())
+    """Whether nothing lies in `folder` but these, the logs of hosts, and what a killed writer left."""
+    return all(p.name in names or p.name.endswith(".tmp") or p.match("host-*.log") for p in folder.iterdir())
 
 
 def open_run(folder: Path, config: RunConfig) -> None:

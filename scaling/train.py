@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from models.errors import InputError
 from scaling.checkpoint import Checkpointer
 from scaling.data.order import batch_windows
 from scaling.data.store import TokenStore, open_store
+from scaling.hosts import agree
 from scaling.optim import learning_rates, weight_decays
 from scaling.program import program_for
 from scaling.run import (
@@ -40,6 +41,7 @@ from scaling.run import (
     write_atomically,
 )
 from scaling.sharding import batch_sharding, check_mesh, make_mesh, replicated
+from scaling.tracking import check_sinks, open_sinks
 
 CHUNK_STEPS = 32  # most steps in one call of the compiled program: for small models the call costs as much as a step
 CHUNK_SECONDS = 0.25  # the calls are kept about this long, so that a signal or a NaN is noticed soon
@@ -71,15 +73,18 @@ def train(
     process holds the run.
     """
     execution = execution or Execution()
+    check_sinks(execution.track)
     mesh = make_mesh(execution.mesh)
     check_mesh(dict(mesh.shape), config.model, config.batch_size, config.data.seq_len, execution.accumulate)
     store = open_store(config.data.source, config.data.tokenizer, valid_fraction=config.data.valid_fraction)
     check_fits(config, store)
     check_run_folder(folder, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    with lease(folder):
-        open_run(folder, config)
-        check_corpus(folder, store)
+    with lease(folder) if first_host() else nullcontext():
+        if first_host():
+            open_run(folder, config)
+            check_corpus(folder, store)
+            (folder / "failed.json").unlink(missing_ok=True)
+        agree(0)  # the others go on once the folder is ready
         if (result := read_result(folder)) is not None:
             return result
         run = Run(config, folder, execution, mesh, store, should_stop, report, progress)
@@ -114,45 +119,53 @@ class Run:
         started = time.monotonic()
         config, every = self.config, self.execution.checkpoint_seconds
         start, state = self.start()
+        self.sinks = open_sinks(self.execution.track if first_host() else "", config, self.folder, start, self.report)
         eval_steps = -(-self.execution.eval_every // config.tokens_per_step)
         done, chunk, steady = start, 1, None  # steady: (time, step) after the first call, which compiles
         told = saved = time.monotonic()
+        under_way: tuple[int, int, Any] | None = None  # (first step, steps, metrics) of a call not yet looked at
         while done < config.steps:
             n = min(chunk, config.steps - done, eval_steps - done % eval_steps if eval_steps else CHUNK_STEPS)
             state, metrics = self.program.steps(state, *self.inputs(done, n), n)
-            metrics = jax.device_get(metrics)
-            bad = np.flatnonzero(~np.isfinite(metrics["loss"][:n]) | ~np.isfinite(metrics["grad_norm"][:n]))
-            self.curve.extend(metrics["loss"][:n], metrics["grad_norm"][:n])
-            if len(bad):
-                return self.diverged(done + int(bad[0]) + 1, time.monotonic() - started)
+            # While the device computes this call, the host looks at the one before; the first, which compiles, is
+            # waited for.
+            before, under_way = under_way, (done, n, metrics)
             done += n
-            if eval_steps and done % eval_steps == 0 and done < config.steps:
-                self.curve.validated(done, self.validate(state["params"]))
+            if steady is None:
+                before, under_way = under_way, None
+            bad = self.record(*before) if before else 0
             now = time.monotonic()
             if steady is None:
                 steady = now, done
-            else:
-                seconds_per_step = (now - steady[0]) / (done - steady[1])
+            elif self.curve.steps > steady[1]:
+                seconds_per_step = (now - steady[0]) / (self.curve.steps - steady[1])
                 chunk = max(1, min(CHUNK_STEPS, int(CHUNK_SECONDS / seconds_per_step)))
                 if now - told >= PROGRESS_SECONDS:
                     told = now
-                    self.tell(done, seconds_per_step)
-            stop = self.should_stop()
-            if (stop or now - saved >= every) and done < config.steps:
-                self.curve.write()
-                self.checkpointer.save(done, state)
+                    self.tell(self.curve.steps, seconds_per_step)
+            all_hosts = agree(self.should_stop(), now - saved >= every, chunk)
+            stop, save, chunk = bool(all_hosts[:, 0].any()), bool(all_hosts[:, 1].any()), int(all_hosts[0, 2])
+            validate = eval_steps and done % eval_steps == 0 and done < config.steps
+            if under_way and not bad and (stop or save or validate or done == config.steps):
+                bad, under_way = self.record(*under_way), None
+            if bad:
+                return self.diverged(bad, time.monotonic() - started)
+            if validate:
+                self.validated(done, self.validate(state["params"]))
+            if (stop or save) and done < config.steps:
+                self.save(done, state)
                 saved = time.monotonic()
             if stop and done < config.steps:
                 self.checkpointer.close()  # waits until the checkpoint is whole
+                self.sinks.finish("preempted", {})
                 raise Preempted(f"stopped after step {done} of {config.steps}; the same command continues")
         trained = time.monotonic()
         if start < config.steps:  # the trained model stays with its run
-            self.curve.write()
-            self.checkpointer.save(config.steps, state)
+            self.save(config.steps, state)
         loss = self.validate(state["params"])
         if not math.isfinite(loss):
             return self.diverged(config.steps, time.monotonic() - started)
-        self.curve.validated(config.steps, loss)
+        self.validated(config.steps, loss)
         self.checkpointer.close()  # waits until the model is on disk: the result comes last
         timing = {
             "seconds": round(time.monotonic() - started, 3),
@@ -163,6 +176,23 @@ class Run:
         if steady and done > steady[1]:
             timing["seconds_per_step"] = round((trained - steady[0]) / (done - steady[1]), 6)
         return self.finish("finished", loss, timing)
+
+    def record(self, first: int, n: int, metrics: Any) -> int:
+        """Notes the metrics of a call of n steps from step `first` on; the step whose loss is not finite, or 0."""
+        loss, grad_norm = (np.asarray(jax.device_get(metrics[name]))[:n] for name in ("loss", "grad_norm"))
+        self.curve.extend(loss, grad_norm)
+        self.sinks.log_steps(first + 1, {"train/loss": loss, "train/grad_norm": grad_norm, "lr": self.lr[first:][:n]})
+        bad = np.flatnonzero(~np.isfinite(loss) | ~np.isfinite(grad_norm))
+        return first + int(bad[0]) + 1 if len(bad) else 0
+
+    def validated(self, step: int, loss: float) -> None:
+        self.curve.validated(step, loss)
+        self.sinks.log(step, {"valid/loss": loss})
+
+    def save(self, step: int, state: Any) -> None:
+        if first_host():
+            self.curve.write()
+        self.checkpointer.save(step, state)
 
     def inputs(self, step: int, n: int) -> tuple[Any, Any, Any]:
         """(data, lr_X, decay_X) of steps step .. step + n - 1, padded to X = CHUNK_STEPS and placed on the mesh.
@@ -221,6 +251,8 @@ class Run:
         return float(np.sum(np.asarray(jax.device_get(sums), np.float64))) / (len(windows_NU) * T)
 
     def tell(self, done: int, seconds_per_step: float) -> None:
+        if not first_host():
+            return
         state = {
             "run": self.config.run_id,
             "step": done,
@@ -235,12 +267,13 @@ class Run:
 
     def diverged(self, step: int, seconds: float) -> dict[str, Any]:
         self.report(f"loss is not finite at step {step}; the run ends as diverged")
-        self.checkpointer.clear()
+        self.checkpointer.close()
+        if first_host():
+            self.checkpointer.clear()
         return self.finish("diverged", None, {"seconds": round(seconds, 3)}, {"diverged_at_step": step})
 
     def finish(self, status: str, loss: float | None, timing: dict, extra: dict | None = None) -> dict[str, Any]:
         """Writes the curve, then result.json, last and atomically: only then is the run over."""
-        self.curve.write()
         config, store, n = self.config, self.store, self.config.counts
         D, T = config.trained_tokens, config.data.seq_len
         result = {
@@ -266,10 +299,15 @@ class Run:
                 "python": platform.python_version(),
                 "device": jax.devices()[0].device_kind,
                 "devices": self.mesh.size,
+                "processes": jax.process_count(),
             },
         }
-        write_atomically(self.folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-        (self.folder / "progress.json").unlink(missing_ok=True)
+        self.sinks.finish(status, {} if loss is None else {"valid/loss": loss})
+        if first_host():
+            self.curve.write()
+            write_atomically(self.folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+            (self.folder / "progress.json").unlink(missing_ok=True)
+        agree(0)  # no host leaves before the record stands
         return result
 
 
@@ -347,6 +385,11 @@ def from_host(array: np.ndarray, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+def first_host() -> bool:
+    """Whether this process writes the run's record; the others read."""
+    return jax.process_index() == 0
+
+
 def check_corpus(folder: Path, store: TokenStore) -> None:
     """Pins the run to the corpus it began with. Raises InputError where a newer version of it is installed."""
     path = folder / "corpus.json"
@@ -359,6 +402,7 @@ def check_corpus(folder: Path, store: TokenStore) -> None:
 @contextmanager
 def lease(folder: Path) -> Iterator[None]:
     """Holds the run while this process lives. Raises Busy where another process of this machine does."""
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         for attempt in range(20):  # for a second: `scaling status` holds the lock for a moment when it looks
             try:
