@@ -47,7 +47,9 @@ def scalars(folder, name):
             data = data[16 + length :]
             if event.session_log.status == SessionLog.START:
                 values = {step: value for step, value in values.items() if step < event.step}
-            values |= {event.step: v.simple_value for v in event.summary.value if v.tag == name}
+            for v in event.summary.value:
+                if v.tag == name:
+                    values[event.step] = v.simple_value
     return values
 
 
