@@ -391,11 +391,38 @@ def cmd_report(argv: list[str]) -> int:
 
 
 def cmd_bench(argv: list[str]) -> int:
-    parser = command("bench", "scaling bench analysis", "Measure speed on this machine; keep it idle meanwhile.")
-    parser.add_argument("what", choices=["analysis"], help="analysis: fits, bootstraps, searches, extrapolations")
+    parser = command(
+        "bench", "scaling bench train --preset cpu", "Measure speed on this machine; keep it idle meanwhile."
+    )
+    parser.add_argument(
+        "what",
+        choices=["analysis", "train"],
+        help="analysis: fits, bootstraps, searches, extrapolations; train: steps of the training engine",
+    )
+    parser.add_argument(
+        "--preset", choices=["cpu", "gpu", "all"], help="train: shapes (default: cpu, or gpu where one is)"
+    )
+    parser.add_argument("--seconds", type=number, default=5.0, help="train: time for each row (default: 5)")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="DIR",
+        nargs="?",
+        const=Path("runs/profile"),
+        help="train: also write a trace of each row there, for Perfetto, TensorBoard or XProf (default: runs/profile)",
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    positive("--seconds", args.seconds)
 
+    if args.what == "train":
+        from scaling import bench as training
+
+        preset = args.preset or ("gpu" if training.accelerator() else "cpu")
+        rows = training.bench(preset, args.seconds, args.profile)
+        return say(args, rows, training.bench_text(rows))
+    if args.preset or args.profile:
+        fail("--preset and --profile are for bench train")
     from analysis.bench import bench, bench_text
 
     rows = bench()

@@ -1,0 +1,54 @@
+"""`scaling bench train`: the count of FLOPs is the house's, a row is what the issue of it says, a trace is written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from models.sizing import counts, flops_per_token
+from scaling import bench
+
+
+@pytest.mark.parametrize("one", bench.CPU + bench.GPU)
+def test_flops_of_a_step_are_counted_product_by_product(one):
+    config = one.run()
+    # With T - 1 in the place of T a position attends to T / 2 others: the count of the table, to the last digit.
+    assert one.flops == flops_per_token(config.model, one.seq_len - 1) * config.tokens_per_step
+    norms = counts(config.model).n_compute - 12 * one.n_layers * one.d_model**2 - one.vocab_size * one.d_model
+    assert norms == (2 * one.n_layers + 1) * one.d_model
+
+
+def test_rates_of_processes_add_up():
+    one = bench.CPU[0]
+    common = {"peak_flops": 1e11, "peak_from": "measured", "compile_seconds": 1.0, "device": "a CPU", "jax": "0"}
+    reports = [
+        {"step_seconds": s, "step_seconds_p10": s, "step_seconds_p90": s, "peak_bytes": b, **common}
+        for s, b in ((0.01, 5), (0.02, 7))
+    ]
+    row = bench.row(one, reports)
+    assert row["processes"] == 2 and row["peak_bytes"] == 7 and row["step_seconds"] == 0.02
+    assert row["gflops"] == pytest.approx(one.flops * 150 / 1e9, abs=0.01)
+    assert row["share_of_peak"] == pytest.approx(one.flops * 150 / 2e11, abs=1e-4)
+    assert row["tokens_per_second"] == pytest.approx(150 * 16 * 128)
+    assert "d32 L2" in bench.bench_text([row])
+
+
+def test_a_measured_row_and_its_trace(monkeypatch, tmp_path):
+    monkeypatch.setitem(bench.PRESETS, "cpu", bench.CPU[:1])
+    rows = bench.bench("cpu", 0.1, tmp_path)
+    assert [r["processes"] for r in rows] in ([1], [1, 2])
+    for r in rows:
+        assert r["gflops"] > 0 and r["compile_seconds"] > 0
+        assert r["step_seconds_p10"] <= r["step_seconds"] <= r["step_seconds_p90"]
+        assert r["peak_bytes"] > 2**26  # JAX alone is more
+    assert list(tmp_path.rglob("*.xplane.pb")) and list(tmp_path.rglob("*.trace.json.gz"))
+
+
+def test_an_accelerators_shapes_are_refused_on_a_cpu():
+    command = [sys.executable, "-m", "scaling.cli", "bench", "train", "--preset", "gpu", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode == 0:  # where there is one
+        assert {r["d_model"] for r in json.loads(done.stdout)} == {s.d_model for s in bench.GPU}
+    else:
+        assert done.returncode == 2 and "wants an accelerator" in done.stderr and "Traceback" not in done.stderr
