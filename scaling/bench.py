@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,34 +100,23 @@ def measured(one: Shape, platform: str, group: list[list[int]], seconds: float, 
     """What each process of a group reports; all are compiled before any is timed."""
     environment = {**os.environ, **({"JAX_PLATFORMS": platform} if platform else {})}
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile time is measured
-    processes = []
-    try:
+    with ExitStack() as stack:
+        processes = []
         for i, cores in enumerate(group):
-            job = {
-                "shape": asdict(one),
-                "cores": cores,
-                "seconds": seconds,
-                "trace": str(trace / str(i)) if trace else "",
-            }
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "scaling.bench", json.dumps(job)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    env=environment,
-                )
+            where = str(trace / str(i)) if trace else ""
+            job = {"shape": asdict(one), "cores": cores, "seconds": seconds, "trace": where}
+            command = [sys.executable, "-m", "scaling.bench", json.dumps(job)]
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
             )
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)
         for process in processes:
             answer(process)  # ready
         for process in processes:
             process.stdin.write("\n")
             process.stdin.flush()
         return [answer(process) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def accelerator() -> bool:
@@ -213,9 +203,8 @@ def measure(job: dict[str, Any]) -> None:
     set_up_jax()
     import jax
 
-    from scaling.program import program_for
+    from scaling.program import CHUNK_STEPS, program_for
     from scaling.sharding import make_mesh
-    from scaling.train import CHUNK_STEPS
 
     one = Shape(**job["shape"])
     config, device = one.run(), jax.devices()[0]

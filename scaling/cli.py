@@ -1,6 +1,8 @@
 """The command line. It imports the rooms only when a command needs them, so that --help answers at once."""
 
 import argparse
+import json
+import math
 import os
 import signal
 import sys
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(parser.format_usage() + "\n" + DESCRIPTION + "\n\ncommands:")
         for name, (_, summary) in COMMANDS.items():
-            print(f"  {name:10s} {summary}")
+            print(f"  {name:12s} {summary}")
         print("\n" + EPILOG + "\n\nscaling COMMAND --help tells the options of each.")
         return 0 if argv else EXIT_BAD_INPUT
     if argv[0] not in COMMANDS:
@@ -57,19 +59,14 @@ def main(argv: list[str] | None = None) -> int:
         fail(f"{error.filename or 'file'}: {error.strerror or error}")
 
 
-def cmd_train(argv: list[str]) -> int:
-    from scaling.run import Execution, RunConfig
-    from sweeps.define import configure, field_paths
+def add_config(parser: Parser) -> None:
+    """An option for every field of a RunConfig, and --n."""
+    from scaling.run import RunConfig
+    from sweeps.define import field_paths
 
-    parser = command(
-        "train",
-        "scaling train --n 1e5 --tokens 2e6 --optim.lr 0.01 --out runs/mine",
-        "Train one run. The same command again continues it, or returns at once where it is finished.",
-    )
-    parser.add_argument("--n", type=number, help="n_compute of the model, in parameters; the shape follows from it")
     defaults = RunConfig()
-    kinds = field_paths()
-    for path, kind in kinds.items():
+    parser.add_argument("--n", type=number, help="n_compute of the model, in parameters; the shape follows from it")
+    for path, kind in field_paths().items():
         head, _, tail = path.partition(".")
         default = getattr(getattr(defaults, head), tail) if tail else getattr(defaults, head)
         names = ["--" + path.replace("_", "-")] + (["--repeat"] if path == "data.repeat" else [])
@@ -78,6 +75,59 @@ def cmd_train(argv: list[str]) -> int:
         else:
             convert = {int: whole, float: number}.get(kind, str)
             parser.add_argument(*names, dest=path, type=convert, metavar=kind.__name__, help=f"(default: {default})")
+
+
+def config_of(args: dict):
+    """The RunConfig of the options that `add_config` made."""
+    from scaling.run import RunConfig
+    from sweeps.define import configure, field_paths
+
+    return configure(RunConfig(), {path: args[path] for path in ["n", *field_paths()] if args[path] is not None})
+
+
+def cmd_plan_memory(argv: list[str]) -> int:
+    from scaling.run import Execution, mesh_sizes
+
+    parser = command(
+        "plan-memory",
+        "scaling plan-memory --n 7e9 --model.vocab-size 32768 --data.seq-len 2048 --batch-size 256 "
+        "--mesh fsdp=256 --layers scanned --remat full",
+        "Bytes per device of a run on a mesh. The program is compiled ahead of time on virtual CPU devices, so no "
+        "accelerator is needed, and nothing is allocated.",
+    )
+    add_config(parser)
+    add_implementation(parser)
+    parser.add_argument("--device-memory", type=number, metavar="GIB", help="of one device: refuse what will not fit")
+    parser.add_argument("--no-compile", action="store_true", help="only count what is needed at the least")
+    parser.add_argument("--here", action="store_true", help="compile for the devices of this machine")
+    parser.add_argument("--json", action="store_true")
+    args = vars(parser.parse_args(argv))
+    config, execution = config_of(args), Execution(**{name: args[name] for name in IMPLEMENTATION})
+    if not args["here"]:
+        devices = math.prod(mesh_sizes(execution.mesh).values())
+        flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
+        os.environ["XLA_FLAGS"] = " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"])
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    from scaling.runtime import set_up_jax
+
+    set_up_jax()
+    from scaling.memory import plan, plan_text
+
+    limit = None if args["device_memory"] is None else int(args["device_memory"] * 2**30)
+    result = plan(config, execution, not args["no_compile"], limit)
+    print(json.dumps(result) if args["json"] else plan_text(result))
+    return 0
+
+
+def cmd_train(argv: list[str]) -> int:
+    from scaling.run import Execution
+
+    parser = command(
+        "train",
+        "scaling train --n 1e5 --tokens 2e6 --optim.lr 0.01 --out runs/mine",
+        "Train one run. The same command again continues it, or returns at once where it is finished.",
+    )
+    add_config(parser)
     add_execution(parser)
     add_implementation(parser)
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 of several is reached")
@@ -87,8 +137,7 @@ def cmd_train(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RUN_ID)")
     args = vars(parser.parse_args(argv))
 
-    given = {path: args[path] for path in ["n", *kinds] if args[path] is not None}
-    config = configure(defaults, given)
+    config = config_of(args)
     folder = args["out"] or Path("runs") / config.run_id
     execution = Execution(
         checkpoint_seconds=args["checkpoint_seconds"],
@@ -312,6 +361,7 @@ COMMANDS = {
     "train": (cmd_train, "train one run"),
     "sweep": (cmd_sweep, "train a sweep over N and D"),
     "status": (cmd_status, "how a sweep stands"),
+    "plan-memory": (cmd_plan_memory, "bytes per device of a run on a mesh"),
     "tune": (cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),
     "fit": (analysis_commands.cmd_fit, "fit a scaling law to runs or to a table"),
     "predict": (analysis_commands.cmd_predict, "the loss at N and D, with an interval"),

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from models import transformer
 from models.config import ModelConfig
@@ -23,6 +23,7 @@ from scaling.optim import decays, make_direction
 from scaling.run import Execution, OptimConfig, RunConfig
 from scaling.sharding import Placement, batch_sharding, like_params, param_shardings, replicated
 
+CHUNK_STEPS = 32  # most steps in one call of the compiled program: for small models the call costs as much as a step
 LOGIT_BYTES = 2**28  # a device's part of the logits at a time, in float32
 
 
@@ -76,6 +77,21 @@ def implementation(config: RunConfig, execution: Execution, mesh: Mesh) -> Imple
     )
 
 
+def fresh_state(model: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array) -> Any:
+    params = transformer.init(model, key)
+    return {"params": params, "opt": optimizer.init(params)}
+
+
+def abstract_state(model: ModelConfig, optim: OptimConfig, mesh: Mesh | AbstractMesh) -> Any:
+    """Shapes, dtypes and shardings of a run's state; nothing is computed, and an abstract mesh needs no devices."""
+    key, optimizer = jax.random.key(0), make_direction(optim)
+    boxed = jax.eval_shape(lambda key: transformer.init(model, key, boxed=True), key)
+    shapes = jax.eval_shape(lambda key: fresh_state(model, optimizer, key), key)
+    params = param_shardings(mesh, boxed)
+    shardings = {"params": params, "opt": like_params(mesh, shapes["opt"], nn.unbox(boxed), params)}
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
+
+
 @functools.lru_cache(maxsize=32)
 def compile_run(
     model: ModelConfig,
@@ -91,9 +107,7 @@ def compile_run(
     optimizer = make_direction(optim)
     batch, whole = batch_sharding(mesh), replicated(mesh)
 
-    def fresh(key: jax.Array) -> Any:
-        params = transformer.init(model, key)
-        return {"params": params, "opt": optimizer.init(params)}
+    fresh = functools.partial(fresh_state, model, optimizer)
 
     def gradients(params: Any, tokens_BU: jax.Array) -> tuple[jax.Array, Any]:
         """(loss, gradients) of the mean over the batch, in `accumulate` parts."""
@@ -150,16 +164,11 @@ def compile_run(
         loss_BT, _ = transformer.next_token_loss(model, params, tokens_BU, compute, how)
         return jnp.sum(loss_BT * weight_B[:, None])
 
-    key = jax.random.key(0)
-    boxed = jax.eval_shape(lambda key: transformer.init(model, key, boxed=True), key)
-    abstract = jax.eval_shape(fresh, key)
-    params = param_shardings(mesh, boxed)
-    shardings = {"params": params, "opt": like_params(mesh, abstract["opt"], nn.unbox(boxed), params)}
+    abstract = abstract_state(model, optim, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return Program(
-        abstract_state=jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
-        ),
+        abstract_state=abstract,
         # Run once, so compiled lightly: the many small random draws took longer to compile than a training step.
         init=jax.jit(
             fresh,

@@ -27,8 +27,9 @@ from scaling.checkpoint import Checkpointer
 from scaling.data.order import batch_windows
 from scaling.data.store import TokenStore, open_store
 from scaling.hosts import agree
+from scaling.memory import check_memory, device_limit
 from scaling.optim import learning_rates, weight_decays
-from scaling.program import program_for
+from scaling.program import CHUNK_STEPS, program_for
 from scaling.run import (
     Execution,
     RunConfig,
@@ -43,7 +44,6 @@ from scaling.run import (
 from scaling.sharding import batch_sharding, check_mesh, make_mesh, replicated
 from scaling.tracking import check_sinks, open_sinks
 
-CHUNK_STEPS = 32  # most steps in one call of the compiled program: for small models the call costs as much as a step
 CHUNK_SECONDS = 0.25  # the calls are kept about this long, so that a signal or a NaN is noticed soon
 PROGRESS_SECONDS = 1.0
 RESIDENT_BYTES = 2**28  # a corpus up to this size is kept on the device
@@ -79,6 +79,7 @@ def train(
     store = open_store(config.data.source, config.data.tokenizer, valid_fraction=config.data.valid_fraction)
     check_fits(config, store)
     check_run_folder(folder, config)
+    check_memory(config, execution, dict(mesh.shape), device_limit(mesh.local_devices[0]))
     with lease(folder) if first_host() else nullcontext():
         if first_host():
             open_run(folder, config)

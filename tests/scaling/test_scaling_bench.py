@@ -27,7 +27,7 @@ def test_rates_of_processes_add_up():
         for s, b in ((0.01, 5), (0.02, 7))
     ]
     row = bench.row(one, reports)
-    assert row["processes"] == 2 and row["peak_bytes"] == 7 and row["step_seconds"] == 0.02
+    assert (row["processes"], row["peak_bytes"], row["step_seconds"]) == (2, 7, 0.02)
     assert row["gflops"] == pytest.approx(one.flops * 150 / 1e9, abs=0.01)
     assert row["share_of_peak"] == pytest.approx(one.flops * 150 / 2e11, abs=1e-4)
     assert row["tokens_per_second"] == pytest.approx(150 * 16 * 128)
@@ -39,10 +39,11 @@ def test_a_measured_row_and_its_trace(monkeypatch, tmp_path):
     rows = bench.bench("cpu", 0.1, tmp_path)
     assert [r["processes"] for r in rows] in ([1], [1, 2])
     for r in rows:
-        assert r["gflops"] > 0 and r["compile_seconds"] > 0
+        assert min(r["gflops"], r["compile_seconds"]) > 0
         assert r["step_seconds_p10"] <= r["step_seconds"] <= r["step_seconds_p90"]
         assert r["peak_bytes"] > 2**26  # JAX alone is more
-    assert list(tmp_path.rglob("*.xplane.pb")) and list(tmp_path.rglob("*.trace.json.gz"))
+    assert list(tmp_path.rglob("*.xplane.pb"))
+    assert list(tmp_path.rglob("*.trace.json.gz"))
 
 
 def test_an_accelerators_shapes_are_refused_on_a_cpu():
@@ -51,4 +52,6 @@ def test_an_accelerators_shapes_are_refused_on_a_cpu():
     if done.returncode == 0:  # where there is one
         assert {r["d_model"] for r in json.loads(done.stdout)} == {s.d_model for s in bench.GPU}
     else:
-        assert done.returncode == 2 and "wants an accelerator" in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert "wants an accelerator" in done.stderr
