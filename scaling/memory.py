@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -60,9 +61,7 @@ def check_memory(config: RunConfig, execution: Execution, sizes: dict[str, int],
 
 
 def alternatives(config: RunConfig, execution: Execution, sizes: dict[str, int]):
-    """(words, execution, sizes) of cheaper ways, the nearest first: accumulate, shard over the same devices, over more."""
-    from dataclasses import replace
-
+    """(words, execution, sizes) of cheaper ways, nearest first: accumulate, shard the same devices, shard over more."""
     fits = lambda s, a: runs_on(config, s, a)  # noqa: E731
     for parts in (2**i for i in range(1, 12)):
         if fits(sizes, parts) and parts > execution.accumulate:

@@ -53,8 +53,9 @@ def test_a_run_that_cannot_fit_leaves_nothing_behind(monkeypatch, tmp_path):
 def test_seven_billion_on_256_devices():
     """Lowered, partitioned and compiled ahead of time, on virtual devices; within what a device of 16 GiB has."""
     command = [sys.executable, "-m", "scaling.cli", "plan-memory", "--json", "--device-memory", "16"]
-    command += "--model.d-model 4096 --model.n-layers 32 --model.n-heads 32 --model.vocab-size 32768".split()
-    command += "--data.seq-len 2048 --batch-size 256 --mesh fsdp=256 --layers scanned --remat full".split()
+    command += ["--model.d-model", "4096", "--model.n-layers", "32", "--model.n-heads", "32"]
+    command += ["--model.vocab-size", "32768", "--data.seq-len", "2048", "--batch-size", "256"]
+    command += ["--mesh", "fsdp=256", "--layers", "scanned", "--remat", "full"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
