@@ -1,10 +1,12 @@
 """How fast the training engine is on this machine: `scaling bench train`.
 
 Each row is one shape, trained by the engine's own program on random tokens in processes of their own: one process with
-all cores, and on CPU also two that are pinned to a core each and timed over the same seconds.
+one device, and on CPU also one with a virtual device a core (`--mesh data=2`), and two that are pinned to a core each
+and timed over the same seconds.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from models.config import ModelConfig
 from models.errors import InputError
 from models.sizing import shape
 from scaling.run import DataConfig, Execution, OptimConfig, RunConfig
+from scaling.runtime import cores
 
 # Dense peak FLOP/s in bfloat16, without sparsity, from the makers' data sheets; the name is JAX's `device_kind`.
 PEAKS = {
@@ -88,23 +91,27 @@ def bench(preset: str, seconds: float, profile: Path | None) -> list[dict[str, A
     rows = []
     for one in PRESETS[preset]:
         on_cpu = one in CPU
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        groups = [[cores]] + ([[[cores[0]], [cores[1]]]] if on_cpu and len(cores) > 1 else [])
-        for group in groups:
-            trace = profile / f"d{one.d_model}-{len(group)}" if profile else None
-            rows.append(row(one, measured(one, "cpu" if on_cpu else "", group, seconds, trace)))
+        mine = cores()
+        groups = [(1, [mine])]
+        if on_cpu and len(mine) > 1:
+            groups += [(math.gcd(len(mine), one.batch), [mine]), (1, [[mine[0]], [mine[1]]])]
+        for devices, group in groups:
+            trace = profile / f"d{one.d_model}-{len(group)}x{devices}" if profile else None
+            rows.append(row(one, devices, measured(one, "cpu" if on_cpu else "", devices, group, seconds, trace)))
     return rows
 
 
-def measured(one: Shape, platform: str, group: list[list[int]], seconds: float, trace: Path | None) -> list[dict]:
-    """What each process of a group reports; all are compiled before any is timed."""
+def measured(
+    one: Shape, platform: str, devices: int, group: list[list[int]], seconds: float, trace: Path | None
+) -> list[dict]:
+    """What each process of a group reports, each pinned to its cores; all are compiled before any is timed."""
     environment = {**os.environ, **({"JAX_PLATFORMS": platform} if platform else {})}
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile time is measured
     with ExitStack() as stack:
         processes = []
-        for i, cores in enumerate(group):
+        for i, pinned in enumerate(group):
             where = str(trace / str(i)) if trace else ""
-            job = {"shape": asdict(one), "cores": cores, "seconds": seconds, "trace": where}
+            job = {"shape": asdict(one), "cores": pinned, "devices": devices, "seconds": seconds, "trace": where}
             command = [sys.executable, "-m", "scaling.bench", json.dumps(job)]
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -136,7 +143,7 @@ def answer(process: subprocess.Popen) -> dict[str, Any]:
     return said
 
 
-def row(one: Shape, reports: list[dict]) -> dict[str, Any]:
+def row(one: Shape, devices: int, reports: list[dict]) -> dict[str, Any]:
     """The rates of the processes added up; times and memory of the slowest and largest."""
     rate = sum(1 / r["step_seconds"] for r in reports)
     worst = max(reports, key=lambda r: r["step_seconds"])
@@ -147,6 +154,7 @@ def row(one: Shape, reports: list[dict]) -> dict[str, Any]:
         "batch": one.batch,
         "seq_len": one.seq_len,
         "processes": len(reports),
+        "devices": devices,
         "gflops": round(flops / 1e9, 2),
         "tokens_per_second": round(one.batch * one.seq_len * rate, 1),
         "share_of_peak": round(flops / peak, 4),
@@ -168,7 +176,19 @@ def bench_text(rows: list[dict[str, Any]]) -> str:
     """The rows as a table."""
     from sweeps.cost import align
 
-    head = ["model", "batch", "processes", "GFLOP/s", "tokens/s", "of peak", "step, ms", "p10-p90", "compile", "memory"]
+    head = [
+        "model",
+        "batch",
+        "processes",
+        "devices",
+        "GFLOP/s",
+        "tokens/s",
+        "of peak",
+        "step, ms",
+        "p10-p90",
+        "compile",
+        "memory",
+    ]
     lines = [head]
     for r in rows:
         ms = [1e3 * r[name] for name in ("step_seconds", "step_seconds_p10", "step_seconds_p90")]
@@ -177,6 +197,7 @@ def bench_text(rows: list[dict[str, Any]]) -> str:
                 f"d{r['d_model']} L{r['n_layers']}",
                 f"{r['batch']}x{r['seq_len']}",
                 str(r["processes"]),
+                str(r["devices"]),
                 f"{r['gflops']:,.1f}",
                 f"{r['tokens_per_second']:,.0f}",
                 f"{r['share_of_peak']:.0%}",
@@ -200,11 +221,11 @@ def measure(job: dict[str, Any]) -> None:
         os.sched_setaffinity(0, job["cores"])
     from scaling.runtime import set_up_jax
 
-    set_up_jax()
+    set_up_jax(job["devices"])
     import jax
 
     from scaling.program import CHUNK_STEPS, program_for
-    from scaling.sharding import make_mesh
+    from scaling.sharding import batch_sharding, make_mesh
 
     one = Shape(**job["shape"])
     config, device = one.run(), jax.devices()[0]
@@ -212,11 +233,16 @@ def measure(job: dict[str, Any]) -> None:
         shape_is = f"{shape(config.model)}, {one.batch}x{one.seq_len}"
         print(json.dumps({"error": f"preset: {shape_is} wants an accelerator, none is here; --preset cpu"}), flush=True)
         return
-    program = program_for(config, Execution(remat=one.remat), make_mesh())
+    mesh = make_mesh(f"data={job['devices']}" if job["devices"] > 1 else "")
+    program = program_for(config, Execution(remat=one.remat), mesh)
     rng = np.random.default_rng(0)
-    corpus = jax.device_put(rng.integers(0, one.vocab_size, 2**20).astype(np.uint16))
-    starts = rng.integers(0, 2**20 - one.seq_len - 1, (CHUNK_STEPS, one.batch)).astype(np.int32)
-    data = {"corpus": corpus, "start_XB": starts}
+    if mesh.size == 1:
+        corpus = jax.device_put(rng.integers(0, one.vocab_size, 2**20).astype(np.uint16))
+        starts = rng.integers(0, 2**20 - one.seq_len - 1, (CHUNK_STEPS, one.batch)).astype(np.int32)
+        data = {"corpus": corpus, "start_XB": starts}
+    else:
+        tokens = rng.integers(0, one.vocab_size, (CHUNK_STEPS, one.batch, one.seq_len + 1)).astype(np.int32)
+        data = {"tokens_XBU": jax.device_put(tokens, batch_sharding(mesh, axis=1))}
     lr, decay = np.full(CHUNK_STEPS, 1e-4, np.float32), np.full(CHUNK_STEPS, 1e-5, np.float32)
     state = program.init(jax.random.key(0))
     jax.block_until_ready(state)
@@ -295,7 +321,7 @@ def device_name(device: Any) -> str:
         import platform
 
         model = platform.processor() or platform.machine()
-    return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"{model}, {len(cores())} cores"
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def cmd_plan_memory(argv: list[str]) -> int:
 
 
 def cmd_train(argv: list[str]) -> int:
-    from scaling.run import Execution
+    from scaling.run import Execution, mesh_sizes
 
     parser = command(
         "train",
@@ -154,7 +154,7 @@ def cmd_train(argv: list[str]) -> int:
         return hosts.supervise([sys.executable, "-m", "scaling.cli", "train", *argv], name, folder)
     from scaling.runtime import set_up_jax
 
-    set_up_jax()
+    set_up_jax(1 if together else math.prod(mesh_sizes(execution.mesh).values()))
     from scaling.train import Busy, Preempted, train
 
     if together:
@@ -271,7 +271,10 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
 
 
 IMPLEMENTATION = {  # option: (type, help); none of them changes a result beyond rounding
-    "mesh": (str, "sizes of data, fsdp, tensor, sequence, such as fsdp=4,tensor=2 (default: one device)"),
+    "mesh": (
+        str,
+        "sizes of data, fsdp, tensor, sequence, such as fsdp=4,tensor=2 (default: one device; a CPU has one a core)",
+    ),
     "accumulate": (whole, "parts of a batch that are run one after another"),
     "attention": (str, "auto, plain, blocked, cudnn or splash"),
     "layers": (str, "auto, unrolled or scanned"),
