@@ -106,6 +106,8 @@ def measured(
 ) -> list[dict]:
     """What each process of a group reports, each pinned to its cores; all are compiled before any is timed."""
     environment = {**os.environ, **({"JAX_PLATFORMS": platform} if platform else {})}
+    flags = environment.get("XLA_FLAGS", "").split()
+    environment["XLA_FLAGS"] = " ".join(f for f in flags if "host_platform_device_count" not in f)
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile time is measured
     with ExitStack() as stack:
         processes = []

@@ -17,8 +17,8 @@ def set_up_jax(cpu_devices: int = 1) -> None:
 
     On a CPU, `cpu_devices` virtual devices are made, at most one a core, for a mesh over the cores of this process.
     """
-    # The parts of a batch then run beside each other, where a product split over the threads of one device waits for the
-    # slowest at its end (docs/performance.md has the rates of both). Without effect where an accelerator is.
+    # The parts of a batch then run beside each other, where a product split over the threads of one device waits for
+    # the slowest at its end (docs/performance.md has the rates of both). Without effect where an accelerator is.
     if 1 < cpu_devices <= len(cores()) and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         flag = f"--xla_force_host_platform_device_count={cpu_devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

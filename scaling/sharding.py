@@ -42,7 +42,7 @@ def make_mesh(line: str = "") -> Mesh:
         product = " x ".join(f"{k}={v}" for k, v in sizes.items() if v > 1) or "one device"
         raise InputError(
             f"mesh = {line!r}: {product} makes {math.prod(sizes.values())} devices, {len(devices)} are here; "
-            "the sizes must multiply to all of them (CUDA_VISIBLE_DEVICES shows fewer)"
+            "the sizes must multiply to all of them (CUDA_VISIBLE_DEVICES shows fewer; a CPU has one a core)"
         )
     auto = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=devices)
