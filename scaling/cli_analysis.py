@@ -396,8 +396,9 @@ def cmd_bench(argv: list[str]) -> int:
     )
     parser.add_argument(
         "what",
-        choices=["analysis", "train"],
-        help="analysis: fits, bootstraps, searches, extrapolations; train: steps of the training engine",
+        choices=["analysis", "train", "run"],
+        help="analysis: fits, bootstraps, searches, extrapolations; train: steps of the training engine; run: what a "
+        "run costs beyond its steps",
     )
     parser.add_argument(
         "--preset", choices=["cpu", "gpu", "all"], help="train: shapes (default: cpu, or gpu where one is)"
@@ -423,6 +424,11 @@ def cmd_bench(argv: list[str]) -> int:
         return say(args, rows, training.bench_text(rows))
     if args.preset or args.profile:
         fail("--preset and --profile are for bench train")
+    if args.what == "run":
+        from scaling.bench_overhead import bench_overhead, overhead_text
+
+        rows = bench_overhead()
+        return say(args, rows, overhead_text(rows))
     from analysis.bench import bench, bench_text
 
     rows = bench()

@@ -21,7 +21,7 @@ from models.config import ModelConfig
 from models.implementation import Implementation
 from scaling.optim import decays, make_direction
 from scaling.run import Execution, OptimConfig, RunConfig
-from scaling.sharding import Placement, batch_sharding, like_params, param_shardings, replicated
+from scaling.sharding import batch_sharding, like_params, param_shardings, placement, replicated
 
 CHUNK_STEPS = 32  # most steps in one call of the compiled program: for small models the call costs as much as a step
 LOGIT_BYTES = 2**28  # a device's part of the logits at a time, in float32
@@ -65,7 +65,7 @@ def implementation(config: RunConfig, execution: Execution, mesh: Mesh) -> Imple
         ways = math.prod(mesh.shape[a] for a in ("data", "fsdp", "sequence")) * execution.accumulate
         vocab = model.vocab_size // (mesh.shape["tensor"] if model.vocab_size % mesh.shape["tensor"] == 0 else 1)
         chunks = max(1, math.ceil(4 * config.tokens_per_step * vocab / ways / LOGIT_BYTES))
-    place = Placement(mesh)
+    place = placement(mesh)
     return Implementation(
         attention=attention,
         layers=layers,

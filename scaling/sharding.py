@@ -1,5 +1,6 @@
 """How arrays lie on devices: the one table from logical axis names to mesh axes, and what follows from it."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,12 @@ class Placement:
         specs = [PartitionSpec(*[RULES[a] if a else None for a in axes]) for axes in in_axes]
         out = PartitionSpec(*[RULES[a] if a else None for a in out_axes])
         return jax.shard_map(function, mesh=self.mesh, in_specs=tuple(specs), out_specs=out, check_vma=False)
+
+
+@functools.lru_cache(maxsize=32)
+def placement(mesh: Mesh) -> Placement:
+    """The one Placement of a mesh: methods of two equal objects differ, and with them the programs they are part of."""
+    return Placement(mesh)
 
 
 def spec(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:

@@ -8,6 +8,7 @@ import pytest
 
 from models.sizing import counts, flops_per_token
 from scaling import bench
+from scaling.bench_overhead import bench_overhead, overhead_text
 from scaling.runtime import cores
 
 
@@ -56,3 +57,13 @@ def test_an_accelerators_shapes_are_refused_on_a_cpu():
         assert done.returncode == 2
         assert done.stderr.startswith("error: ")
         assert "wants an accelerator" in done.stderr
+
+
+@pytest.mark.slow
+def test_overhead_of_runs_in_a_warm_worker():
+    rows = bench_overhead()
+    assert [r["shape_is"] for r in rows] == ["the worker's first", *["new", "known"] * 3]
+    for new, known in zip(rows[1::2], rows[2::2], strict=True):
+        assert new["model"] == known["model"]
+        assert known["overhead_seconds"] < new["overhead_seconds"]  # no program of a known shape is compiled again
+    assert rows[0]["model"] in overhead_text(rows)

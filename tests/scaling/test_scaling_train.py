@@ -254,3 +254,14 @@ def test_a_run_begun_on_another_corpus_is_refused(config, tmp_path, short_calls)
     (tmp_path / "run" / "corpus.json").write_text('{"corpus":"another"}')
     with pytest.raises(InputError, match="was begun on corpus another"):
         train(config, tmp_path / "run")
+
+
+def test_runs_of_one_shape_share_their_programs():
+    """Otherwise every run of a sweep would be traced and compiled anew: on the mesh of a run, not of a constant."""
+    one = RunConfig(model=MODEL, tokens=10_000, optim=OptimConfig(lr=0.01))
+    other = dataclasses.replace(one, seed=3, tokens=20_000, optim=OptimConfig(lr=0.02, weight_decay=0.0))
+    for line in ("", "fsdp=8"):
+        programs = [program_for(c, Execution(mesh=line), make_mesh(line)) for c in (one, other)]
+        assert programs[0] is programs[1]
+    wider = dataclasses.replace(one, model=dataclasses.replace(MODEL, d_ff=8))
+    assert program_for(wider, Execution(), make_mesh()) is not program_for(one, Execution(), make_mesh())
