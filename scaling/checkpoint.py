@@ -13,7 +13,7 @@ import jax.numpy as jnp
 class Checkpointer:
     """The checkpoints/ folder of one run. Orbax is imported, and the folder made, at the first save."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int | None) -> None:
         self.folder = folder.absolute()
         self.keep = keep
         self._manager = None
@@ -54,6 +54,23 @@ class Checkpointer:
                 (self.folder / str(step)).rename(aside)
         report("no whole checkpoint is left; starting from the beginning")
         return None
+
+    def steps(self) -> list[int]:
+        """The steps of the whole checkpoints, in order; only looks."""
+        return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
+
+    def restore_step(self, step: int, abstract: Any, report: Callable[[str], None]) -> Any | None:
+        """The state as of `step`, or None, reported, where it does not read back. Changes nothing in the folder."""
+        import orbax.checkpoint as ocp
+
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                return jax.block_until_ready(reader.restore(self.folder / str(step) / "default", abstract))
+        except (MemoryError, PermissionError):
+            raise
+        except Exception as error:
+            report(f"{self.folder / str(step)} is damaged ({type(error).__name__}); not used")
+            return None
 
     def clear(self) -> None:
         """Removes all checkpoints of the run."""

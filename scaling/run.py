@@ -156,7 +156,11 @@ class RunConfig:
     @property
     def flops(self) -> float:
         """Training FLOPs, product by product (models.sizing.flops_per_token); validation is not counted."""
-        return flops_per_token(self.model, self.data.seq_len) * self.trained_tokens
+        return self.flops_from(0)
+
+    def flops_from(self, step: int) -> float:
+        """Training FLOPs of the steps after the first `step`."""
+        return flops_per_token(self.model, self.data.seq_len) * (self.steps - step) * self.tokens_per_step
 
     @property
     def run_id(self) -> str:

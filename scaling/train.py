@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from scaling.data.order import batch_windows
 from scaling.data.store import TokenStore, open_store
 from scaling.hosts import agree
 from scaling.memory import check_memory, device_limit
-from scaling.optim import learning_rates, weight_decays
 from scaling.program import CHUNK_STEPS, program_for
 from scaling.run import (
     Execution,
@@ -41,12 +41,14 @@ from scaling.run import (
     read_result,
     write_atomically,
 )
+from scaling.schedules import learning_rates, weight_decays
 from scaling.sharding import batch_sharding, check_mesh, make_mesh, replicated
 from scaling.tracking import check_sinks, open_sinks
 
 CHUNK_SECONDS = 0.25  # the calls are kept about this long, so that a signal or a NaN is noticed soon
 PROGRESS_SECONDS = 1.0
 RESIDENT_BYTES = 2**28  # a corpus up to this size is kept on the device
+BRANCHES = "branches"
 VALIDATION_TOKENS = 8_192  # per validation batch: bounds the logits in memory
 
 
@@ -58,6 +60,17 @@ class Busy(Exception):
     """Another process is training this run."""
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """What a run leaves for runs that begin as it does, and where it may find the same. None of it changes a result."""
+
+    saves: tuple[int, ...] = ()  #: steps at which the state is kept, in branches/
+    sources: tuple[tuple[Path, int], ...] = ()  #: (a run's folder, steps that this run has in common with it)
+
+
+ALONE = Sharing()
+
+
 def train(
     config: RunConfig,
     folder: Path,
@@ -65,8 +78,10 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[dict], None] = lambda state: None,
+    sharing: Sharing = ALONE,
 ) -> dict[str, Any]:
-    """Trains the run in `folder`, continuing from its newest checkpoint, and returns the content of its result.json.
+    """Trains the run in `folder`, continuing from its newest checkpoint, else from the latest state that another run
+    of `sharing` kept, and returns the content of its result.json.
 
     A finished run is not trained again. A loss that is not finite ends the run with status "diverged".
     Raises InputError before anything is made, Preempted once `should_stop()` is true (state saved), Busy where another
@@ -88,10 +103,11 @@ def train(
         agree(0)  # the others go on once the folder is ready
         if (result := read_result(folder)) is not None:
             return result
-        run = Run(config, folder, execution, mesh, store, should_stop, report, progress)
+        run = Run(config, folder, execution, mesh, store, should_stop, report, progress, sharing)
         try:
             return run.train()
         finally:
+            run.kept.close()
             run.checkpointer.close()
 
 
@@ -108,11 +124,14 @@ class Run:
         should_stop: Callable[[], bool],
         report: Callable[[str], None],
         progress: Callable[[dict], None],
+        sharing: Sharing,
     ) -> None:
         self.config, self.folder, self.execution, self.mesh, self.store = config, folder, execution, mesh, store
-        self.should_stop, self.report, self.progress = should_stop, report, progress
+        self.should_stop, self.report, self.progress, self.sharing = should_stop, report, progress, sharing
         self.program = program_for(config, execution, mesh)
         self.checkpointer = Checkpointer(folder / "checkpoints", execution.keep_checkpoints)
+        self.kept = Checkpointer(folder / BRANCHES, None)
+        self.branch: dict[str, Any] = {}  # what branch.json holds: the run and the step that this one continues from
         self.lr, self.decay = learning_rates(config), weight_decays(config)
         self.curve = Curve(folder / "curve.parquet", config.tokens_per_step, self.lr)
 
@@ -126,7 +145,11 @@ class Run:
         told = saved = time.monotonic()
         under_way: tuple[int, int, Any] | None = None  # (first step, steps, metrics) of a call not yet looked at
         while done < config.steps:
-            n = min(chunk, config.steps - done, eval_steps - done % eval_steps if eval_steps else CHUNK_STEPS)
+            if done in self.sharing.saves:
+                self.keep(done, state)
+            to_save = min((s - done for s in self.sharing.saves if s > done), default=CHUNK_STEPS)
+            to_validate = eval_steps - done % eval_steps if eval_steps else CHUNK_STEPS
+            n = min(chunk, config.steps - done, to_validate, to_save)
             state, metrics = self.program.steps(state, *self.inputs(done, n), n)
             # While the device computes this call, the host looks at the one before; the first, which compiles, is
             # waited for.
@@ -147,7 +170,8 @@ class Run:
             all_hosts = agree(self.should_stop(), now - saved >= every, chunk)
             stop, save, chunk = bool(all_hosts[:, 0].any()), bool(all_hosts[:, 1].any()), int(all_hosts[0, 2])
             validate = eval_steps and done % eval_steps == 0 and done < config.steps
-            if under_way and not bad and (stop or save or validate or done == config.steps):
+            keep = done in self.sharing.saves
+            if under_way and not bad and (stop or save or validate or keep or done == config.steps):
                 bad, under_way = self.record(*under_way), None
             if bad:
                 return self.diverged(bad, time.monotonic() - started)
@@ -161,12 +185,15 @@ class Run:
                 self.sinks.finish("preempted", {})
                 raise Preempted(f"stopped after step {done} of {config.steps}; the same command continues")
         trained = time.monotonic()
-        if start < config.steps:  # the trained model stays with its run
+        if start < config.steps or self.branch:  # the trained model stays with its run
             self.save(config.steps, state)
+        if config.steps in self.sharing.saves:
+            self.keep(config.steps, state)
         loss = self.validate(state["params"])
         if not math.isfinite(loss):
             return self.diverged(config.steps, time.monotonic() - started)
         self.validated(config.steps, loss)
+        self.kept.close()
         self.checkpointer.close()  # waits until the model is on disk: the result comes last
         timing = {
             "seconds": round(time.monotonic() - started, 3),
@@ -193,7 +220,15 @@ class Run:
     def save(self, step: int, state: Any) -> None:
         if first_host():
             self.curve.write()
+        self.kept.close()  # a run that goes on from here has passed its branches: they must be whole
         self.checkpointer.save(step, state)
+
+    def keep(self, step: int, state: Any) -> None:
+        """Keeps the state as of `step` for runs that branch here; they read the curve up to it as well."""
+        if step not in self.kept.steps():
+            if first_host():
+                self.curve.write()
+            self.kept.save(step, state)
 
     def inputs(self, step: int, n: int) -> tuple[Any, Any, Any]:
         """(data, lr_X, decay_X) of steps step .. step + n - 1, padded to X = CHUNK_STEPS and placed on the mesh.
@@ -229,11 +264,38 @@ class Run:
         if restored is not None:
             step, state = restored
             if self.curve.read(step):
+                if (self.folder / "branch.json").exists():
+                    self.branch = read_json(self.folder / "branch.json")
                 self.report(f"continuing from step {step} of {self.config.steps}")
                 return step, state
             self.report(f"the curve up to step {step} is missing or damaged; starting from the beginning")
             self.checkpointer.clear()
-        return 0, self.program.init(jax.random.key(self.config.seed))
+        return self.from_trunk() or (0, self.program.init(jax.random.key(self.config.seed)))
+
+    def from_trunk(self) -> tuple[int, Any] | None:
+        """(steps, state) from the latest state that another run kept of the steps that both have in common."""
+        found = [
+            (step, i)
+            for i, (folder, common) in enumerate(self.sharing.sources)
+            for step in Checkpointer(folder / BRANCHES, None).steps()
+            if 0 < step <= common
+        ]
+        # Every host takes what the first saw: a trunk may be keeping another state at this moment.
+        found = sorted(found, reverse=True) if first_host() else []
+        for n in range(int(agree(len(found))[0, 0])):
+            step, i = (int(x) for x in agree(*(found[n] if first_host() else (0, 0)))[0])
+            folder = self.sharing.sources[i][0]
+            trunk = Checkpointer(folder / BRANCHES, None)
+            state = trunk.restore_step(step, self.program.abstract_state, self.report)
+            if state is not None and self.curve.read(step, folder / "curve.parquet"):
+                self.branch = {"from": folder.name, "at": step}
+                if first_host():
+                    write_atomically(self.folder / "branch.json", canonical_json(self.branch))
+                self.report(f"branching from step {step} of run {folder.name}")
+                return step, state
+        if first_host():
+            (self.folder / "branch.json").unlink(missing_ok=True)
+        return None
 
     def validate(self, params: Any) -> float:
         """Mean cross-entropy over every window of the validation split, nats per token."""
@@ -291,6 +353,9 @@ class Run:
             "n_total": n.n_total,
             "flops": config.flops,
             "flops_6nd": 6.0 * n.n_compute * D,
+            "flops_spent": config.flops_from(self.branch.get("at", 0)),
+            "branched_from": self.branch.get("from"),
+            "branched_at_step": self.branch.get("at", 0),
             "valid_tokens": store.n_valid_windows(T) * T,
             "corpus": store.key,
             **(extra or {}),
@@ -359,10 +424,10 @@ class Curve:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def read(self, steps: int) -> bool:
-        """Takes the first `steps` rows from the file; False where it does not hold them."""
+    def read(self, steps: int, path: Path | None = None) -> bool:
+        """Takes the first `steps` rows from the file (or from that of a trunk); False where it does not hold them."""
         try:
-            table = pq.read_table(self.path, columns=["loss", "grad_norm", "valid_loss"]).slice(0, steps)
+            table = pq.read_table(path or self.path, columns=["loss", "grad_norm", "valid_loss"]).slice(0, steps)
             loss, grad_norm = (table[name].to_numpy().astype(np.float32) for name in ("loss", "grad_norm"))
             valid = table["valid_loss"].to_pylist()
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):

@@ -8,7 +8,6 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling.optim import learning_rates
 from scaling.run import (
     DataConfig,
     OptimConfig,
@@ -18,6 +17,7 @@ from scaling.run import (
     read_json,
     write_atomically,
 )
+from scaling.schedules import learning_rates
 
 
 def test_identity_survives_the_round_trip_through_json():

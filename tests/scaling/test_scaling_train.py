@@ -198,7 +198,7 @@ def test_fsdp_shards_parameters_and_optimiser_state():
     assert sum(x.size for x in sharded) > 0.95 * whole, "parameters or moments lie whole on every device"
 
 
-def test_stopped_on_one_mesh_resumed_on_another(config, undisturbed, tmp_path, short_calls):
+def test_stopped_on_one_mesh_resumed_on_another_and_in_a_scan(config, undisturbed, tmp_path, short_calls):
     with pytest.raises(Preempted):
         train(config, tmp_path / "run", Execution(mesh="fsdp=8"), should_stop=stop_after(6))
     result = train(config, tmp_path / "run")

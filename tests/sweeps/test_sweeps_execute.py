@@ -1,0 +1,87 @@
+"""Plans: who branches from whom, and what the ledger says of it."""
+
+import dataclasses
+
+import pytest
+
+from models.config import ModelConfig
+from models.errors import InputError
+from scaling.run import OptimConfig, RunConfig, ScheduleConfig
+from sweeps.execute import common_steps, ledger, plan, read_plan, sources, write_plan
+
+STEP = 8 * 128
+BASE = RunConfig(model=ModelConfig(d_model=16, n_layers=1, n_heads=1), schedule=ScheduleConfig(warmup_tokens=10 * STEP))
+
+
+def horizons(*steps, base=BASE):
+    return [dataclasses.replace(base, tokens=n * STEP) for n in steps]
+
+
+def test_doubling_horizons_cost_what_the_formula_says():
+    runs = horizons(1000, 2000, 4000)
+    units = plan(runs)
+    assert [u.config for u in units] == runs
+    assert [u.after for u in units] == [runs[2].run_id, runs[2].run_id, None]
+    assert [u.at for u in units] == [800, 1600, 0]
+    assert units[2].saves == (800, 1600, 3200)  # the last for a longer run, should one be added
+    spent, per_step = ledger(units), runs[0].flops / 1000
+    assert spent["flops_spent"] == pytest.approx(((1 - 0.2) * 4000 + 0.2 * (1000 + 2000 + 4000)) * per_step, rel=1e-15)
+    assert spent["flops_spent"] <= 2 / 3 * spent["flops_wanted"]
+    assert spent["flops_shared"] == pytest.approx(spent["flops_wanted"] - spent["flops_spent"])
+
+
+def test_without_sharing_all_is_spent():
+    units = plan(horizons(1000, 2000), sharing=False)
+    assert all(u.after is None and u.saves == () for u in units)
+    assert ledger(units)["flops_spent"] == sum(u.config.flops for u in units)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"optim": OptimConfig(lr=0.02)},
+        {"batch_size": 4, "tokens": 1000 * STEP},
+        {"dtype": "bfloat16"},
+        {"schedule": ScheduleConfig(warmup_tokens=20 * STEP)},
+        {"model": ModelConfig(d_model=32, n_layers=1, n_heads=1)},
+    ],
+    ids=str,
+)
+def test_runs_that_differ_in_more_than_their_end_share_nothing(change):
+    short, long = horizons(1000, 2000)
+    assert [u.after for u in plan([dataclasses.replace(short, **change), long])] == [None, None]
+
+
+def test_other_ends_of_one_horizon_share_as_well():
+    run = horizons(1000)[0]
+    late = dataclasses.replace(run, schedule=dataclasses.replace(run.schedule, decay_fraction=0.1))
+    units = {u.config: u for u in plan([run, late])}
+    assert {u.at for u in units.values()} == {0, 800}
+
+
+def test_a_constant_schedule_shares_the_whole_of_the_shorter_run():
+    runs = horizons(500, 1000, base=dataclasses.replace(BASE, schedule=ScheduleConfig(name="constant")))
+    assert [u.at for u in plan(runs)] == [500, 0]
+
+
+def test_cosines_share_too_little_to_wait_for():
+    runs = horizons(500, 1000, base=dataclasses.replace(BASE, schedule=ScheduleConfig("cosine", 10 * STEP)))
+    assert [u.after for u in plan(runs)] == [None, None]
+    assert common_steps(*runs) >= 9
+
+
+def test_a_longer_run_added_later_finds_the_old_trunk():
+    old = plan(horizons(1000, 2000))
+    new = plan(horizons(1000, 2000, 4000))
+    assert (old[1].run_id, 1600) in sources(new[2], new)
+    assert 1600 in old[1].saves
+
+
+def test_a_plan_is_read_back(tmp_path):
+    units = plan(horizons(1000, 2000))
+    write_plan(tmp_path, units, "one")
+    assert read_plan(tmp_path) == ("one", units)
+    (tmp_path / "plan.json").write_text('{"launch": "one", "units": [{}]}')
+    with pytest.raises(InputError, match="launch the sweep again"):
+        read_plan(tmp_path)
