@@ -188,6 +188,7 @@ def cmd_sweep(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the runs and their cost; train nothing")
     parser.add_argument("--out", type=Path, help="the sweep's folder (default: runs/NAME)")
     parser.add_argument("--workers", type=whole, help="processes (default: one a core, or one a GPU)")
+    parser.add_argument("--no-sharing", action="store_true", help="train every run from its beginning (same results)")
     add_execution(parser)
     args = parser.parse_args(argv)
 
@@ -210,7 +211,7 @@ def cmd_sweep(argv: list[str]) -> int:
     local.prepare(name, sweep, folder)
     print(f"{name}: {len(sweep.runs)} runs, {sum(c.flops for c in sweep.runs):.4g} FLOPs, in {folder}", flush=True)
     with Progress() as progress:
-        state = local.launch(sweep, folder, args.workers, execution, progress.show, began)
+        state = local.launch(sweep, folder, args.workers, execution, progress.show, began, not args.no_sharing)
     ends = f"{state.finished} finished, {state.diverged} diverged, {len(state.failed)} failed"
     print(f"{name}: {ends} in {state.seconds:.0f} s")
     if state.failed:

@@ -79,13 +79,14 @@ def train(
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[dict], None] = lambda state: None,
     sharing: Sharing = ALONE,
+    held: bool = False,
 ) -> dict[str, Any]:
     """Trains the run in `folder`, continuing from its newest checkpoint, else from the latest state that another run
     of `sharing` kept, and returns the content of its result.json.
 
     A finished run is not trained again. A loss that is not finite ends the run with status "diverged".
     Raises InputError before anything is made, Preempted once `should_stop()` is true (state saved), Busy where another
-    process holds the run.
+    process holds the run; `held`: the caller holds it already.
     """
     execution = execution or Execution()
     check_sinks(execution.track)
@@ -95,7 +96,7 @@ def train(
     check_fits(config, store)
     check_run_folder(folder, config)
     check_memory(config, execution, dict(mesh.shape), device_limit(mesh.local_devices[0]))
-    with lease(folder) if first_host() else nullcontext():
+    with lease(folder) if first_host() and not held else nullcontext():
         if first_host():
             open_run(folder, config)
             check_corpus(folder, store)

@@ -1,8 +1,9 @@
 """Runs a sweep on this machine: a pool of worker processes, pinned to cores or to one accelerator each.
 
-The sweep's folder is the only state: sweep.json names the runs, runs/<id>/ holds each, and a run is finished when its
-result.json is there. Launching again does what is missing. Killing anything at any moment loses at most the work since
-the last checkpoint.
+The sweep's folder is the only state: sweep.json names the runs, plan.json says who branches from whom, runs/<id>/ holds
+each, and a run is finished when its result.json is there. The workers take runs from it by themselves; the launcher
+starts them, starts anew those that die, and tells how it goes. Launching again does what is missing. Killing anything
+at any moment loses at most the work since the last checkpoint.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,6 @@ from models.errors import InputError
 from scaling.data.store import open_store
 from scaling.run import (
     Execution,
-    RunConfig,
     canonical_json,
     check_fits,
     check_run_folder,
@@ -36,10 +37,10 @@ from scaling.run import (
 )
 from sweeps.cost import remember_speed
 from sweeps.define import Sweep
-from sweeps.launch.worker import EXIT_PREEMPTED
+from sweeps.execute import Unit, plan, read_plan, write_plan
+from sweeps.launch.worker import ATTEMPTS, EXIT_PREEMPTED, Queue
 from sweeps.table import planned_row
 
-ATTEMPTS = 3  # per run and launch: a worker that dies or raises is tried again; bad input and divergence are not
 GRACE_SECONDS = 60.0  # for workers to save and leave, before they are ended
 
 
@@ -47,7 +48,7 @@ GRACE_SECONDS = 60.0  # for workers to save and leave, before they are ended
 class Worker:
     process: subprocess.Popen
     place: int
-    job: RunConfig | None = None
+    job: Unit | None = None
     buffer: bytes = b""
 
 
@@ -117,28 +118,38 @@ def launch(
     execution: Execution | None = None,
     show: Callable[[State, str], None] = lambda state, line: None,
     began: float | None = None,
+    sharing: bool = True,
 ) -> State:
     """Trains what is missing of the sweep in `folder` (see `prepare`), the dearest runs first.
 
     show(state, line): called at each event, with a line to print or "". `began`: time.monotonic() from which the launch
-    is timed, by default now. On SIGTERM or Ctrl-C the workers save their
-    state and SystemExit(75) is raised; a second launch continues.
+    is timed, by default now. On SIGTERM or Ctrl-C the workers save their state and SystemExit(75) is raised; a second
+    launch continues.
     """
     started = time.monotonic() if began is None else began
-    execution = execution or Execution()
-    state = State(sum(c.flops for c in sweep.runs), len(sweep.runs))
-    waiting: list[RunConfig] = []
-    for config in sorted(sweep.runs, key=lambda c: -c.flops):
-        result = read_result(folder / "runs" / config.run_id)
-        if result is None:
-            waiting.append(config)
-        else:
-            count(state, config, result["status"])
+    units = write_launch(sweep, folder, execution or Execution(), sharing)
+    queue = Queue(folder, *read_plan(folder))
+    state = State(sum(u.flops for u in units.values()), len(units))
+    counted: set[str] = set()
+
+    def count(unit: Unit, status: str) -> None:
+        if unit.run_id not in counted:
+            counted.add(unit.run_id)
+            state.done_flops += unit.flops
+            state.finished += status == "finished"
+            state.diverged += status != "finished"
+
+    def count_finished() -> None:
+        for unit in units.values():
+            if unit.run_id not in counted and (result := read_result(queue.run(unit.run_id))) is not None:
+                count(unit, result["status"])
+
+    count_finished()
     state.began_flops = state.done_flops
-    if not waiting:
+    if len(counted) == len(units):
         return state
-    places = placements(workers, len(waiting))
-    attempts: dict[str, int] = {}
+    places = placements(workers, len(units) - len(counted))
+    lost: dict[str, int] = {}  # workers that died with a run
     stillborn = dict.fromkeys(range(len(places)), 0)  # starts of each worker in a row that never became ready
     pool: dict[int, Worker] = {}
     log = Launches(folder / "launches.json")
@@ -157,69 +168,53 @@ def launch(
 
         def start(place: int) -> None:
             stillborn[place] += 1
-            pool[place] = Worker(start_worker(places[place], folder / "logs" / f"worker-{place}.log"), place)
+            pool[place] = Worker(start_worker(folder, places[place], folder / "logs" / f"worker-{place}.log"), place)
             selector.register(pool[place].process.stdout, selectors.EVENT_READ, place)
 
-        def give(worker: Worker) -> None:
-            if waiting and not stopping:
-                worker.job = waiting.pop(0)
-                job = {
-                    "config": worker.job.to_dict(),
-                    "folder": str(folder / "runs" / worker.job.run_id),
-                    "execution": dataclasses.asdict(execution),
-                }
-                with contextlib.suppress(BrokenPipeError):  # its death is seen at the other end of its output
-                    worker.process.stdin.write((json.dumps(job) + "\n").encode())
-                    worker.process.stdin.flush()
-            else:
-                worker.process.stdin.close()
+        def failed(unit: Unit, reason: str, again: bool) -> str:
+            state.partial_flops.pop(unit.run_id, None)
+            if again:
+                return f"run {unit.run_id} failed ({reason}); trying again"
+            state.failed[unit.run_id] = reason
+            return f"run {unit.run_id} failed: {reason} (log: {folder / 'logs'})"
 
-        def lost(config: RunConfig, reason: str, again: bool) -> str:
-            """Puts a run that failed back into the line, or gives it up; returns what to tell."""
-            run = config.run_id
-            state.partial_flops.pop(run, None)
-            attempts[run] = attempts.get(run, 0) + 1
-            if again and attempts[run] < ATTEMPTS:
-                waiting.insert(0, config)
-                return f"run {run} failed ({reason}); trying again"
-            state.failed[run] = reason
-            run_folder = folder / "runs" / run
-            if run_folder.is_dir():
-                write_atomically(run_folder / "failed.json", canonical_json({"reason": reason, "at": attempts[run]}))
-            return f"run {run} failed: {reason} (log: {folder / 'logs'})"
+        def died(worker: Worker, code: int) -> str:
+            """What to tell of a worker that ended within a run, which is tried again, but not for ever."""
+            unit = worker.job
+            lost[unit.run_id] = lost.get(unit.run_id, 0) + 1
+            attempts = max(lost[unit.run_id], queue.attempts(unit) + 1)
+            reason = "its worker died with " + (f"signal {-code}" if code < 0 else f"exit code {code}")
+            queue.failed(unit, reason, attempts)
+            return failed(unit, reason, attempts < ATTEMPTS)
 
         def handle(worker: Worker, event: dict) -> str:
-            kind, config = event["event"], worker.job
+            kind, unit = event["event"], units.get(event.get("run"))
             if kind == "ready":
                 stillborn[worker.place] = 0
-                give(worker)
+            elif kind == "begin":
+                worker.job = unit
             elif kind == "note":
                 return f"run {event['run']}: {event['text']}"
             elif kind == "progress":
-                state.partial_flops[event["run"]] = config.flops * event["step"] / event["steps"]
+                done = (event["step"] - unit.at) / max(1, unit.config.steps - unit.at)
+                state.partial_flops[event["run"]] = unit.flops * min(1.0, max(0.0, done))
             elif kind == "done":
                 worker.job = None
-                state.partial_flops.pop(config.run_id, None)
-                count(state, config, event["status"])
+                state.partial_flops.pop(unit.run_id, None)
+                count(unit, event["status"])
                 log.write(time.monotonic() - started)
-                (folder / "runs" / config.run_id / "failed.json").unlink(missing_ok=True)
-                give(worker)
-                timing = event["timing"]
+                timing, config = event["timing"], unit.config
                 if "seconds_per_step" in timing:
                     remember_speed(config, timing["seconds_per_step"], event["device"])
                 loss = "diverged" if event["loss"] is None else f"loss {event['loss']:.4f}"
                 n, D = config.counts.n_compute, config.trained_tokens
                 done = state.finished + state.diverged
-                return f"[{done}/{state.runs}] N {n:,}  D {D:,}  {loss}  {timing['seconds']:.1f} s  ({config.run_id})"
-            elif kind == "busy":  # of another launcher: looked at again last, when it may be finished
-                worker.job = None
-                waiting.append(config)
-                give(worker)
+                branch = f", from step {event['at']:,} of {config.steps:,}" if event["at"] else ""
+                seconds = f"{timing['seconds']:.1f} s{branch}"
+                return f"[{done}/{state.runs}] N {n:,}  D {D:,}  {loss}  {seconds}  ({config.run_id})"
             elif kind == "failed":
                 worker.job = None
-                line = lost(config, event["reason"], event["again"])
-                give(worker)
-                return line
+                return failed(unit, event["reason"], event["again"])
             return ""
 
         for place in range(len(places)):
@@ -237,16 +232,14 @@ def launch(
                 if not chunk:
                     selector.unregister(worker.process.stdout)
                     code = worker.process.wait()
-                    close(worker)
+                    worker.process.stdout.close()
                     del pool[key.data]
-                    if worker.job is not None and not stopping:
-                        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                        show(state, lost(worker.job, f"its worker died with {how}", True))
+                    if worker.job is not None and code != 0 and not stopping:
+                        show(state, died(worker, code))
                     if stillborn[key.data] >= ATTEMPTS:
                         log_file = folder / "logs" / f"worker-{key.data}.log"
                         raise InputError(f"workers end before they can begin (exit code {code}); see {log_file}")
-                    idle = sum(other.job is None for other in pool.values())
-                    if not stopping and idle < len(waiting):
+                    if code != 0 and not stopping:
                         start(key.data)
             state.seconds = time.monotonic() - started
             show(state, "")
@@ -257,17 +250,18 @@ def launch(
                     worker.process.terminate()
             if told_stop is not None and time.monotonic() - told_stop > GRACE_SECONDS:
                 break
-        if stopping and state.finished + state.diverged + len(state.failed) < state.runs:
+        count_finished()  # those that another launcher trained
+        if stopping and len(counted) + len(state.failed) < state.runs:
             raise SystemExit(EXIT_PREEMPTED)
     return state
 
 
-def count(state: State, config: RunConfig, status: str) -> None:
-    state.done_flops += config.flops
-    if status == "finished":
-        state.finished += 1
-    else:
-        state.diverged += 1
+def write_launch(sweep: Sweep, folder: Path, execution: Execution, sharing: bool = True) -> dict[str, Unit]:
+    """Writes what workers read, plan.json and execution.json; the units by run id, in the order of the sweep."""
+    units = plan(sweep.runs, sharing)
+    write_atomically(folder / "execution.json", json.dumps(dataclasses.asdict(execution)) + "\n")
+    write_plan(folder, units, uuid.uuid4().hex[:12])
+    return {unit.run_id: unit for unit in units}
 
 
 @dataclass
@@ -327,15 +321,15 @@ def has_tpu() -> bool:
     return any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
-def start_worker(place: dict[str, str], log: Path) -> subprocess.Popen:
+def start_worker(folder: Path, place: dict[str, str], log: Path) -> subprocess.Popen:
     environment = dict(os.environ)
     if "gpu" in place:
         environment["CUDA_VISIBLE_DEVICES"] = place["gpu"]
-    command = [sys.executable, "-m", "sweeps.launch.worker", "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "sweeps.launch.worker", str(folder), "--parent", str(os.getpid())]
     command += ["--cores", place["cores"]] if "cores" in place else []
     with open(log, "ab") as file:
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment, bufsize=0
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, env=environment, bufsize=0
         )
 
 
@@ -343,11 +337,4 @@ def end_all(pool: dict[int, Worker]) -> None:
     for worker in pool.values():
         worker.process.kill()
         worker.process.wait()
-        close(worker)
-
-
-def close(worker: Worker) -> None:
-    """Lets go of the pipes to a worker that has ended."""
-    for pipe in (worker.process.stdin, worker.process.stdout):
-        with contextlib.suppress(BrokenPipeError):
-            pipe.close()
+        worker.process.stdout.close()

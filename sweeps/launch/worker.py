@@ -1,10 +1,13 @@
-"""A worker process: takes runs from its standard input, one JSON object a line, and trains them one after another.
+"""A worker process: `python -m sweeps.launch.worker DIR` trains runs of the sweep in DIR until nothing is left to do.
 
-It lives on from run to run, so imports and compiled programs are paid for once. What it has to say goes to the launcher
-as JSON lines; everything that libraries print goes to its log (standard error). It ends when the launcher does.
+The sweep's folder is the queue. Every engine (local, Slurm, Ray) only supplies such processes, on as many machines as
+share the folder: each takes the dearest run that is ready and that nobody holds, trains it, and looks again. A worker
+lives on from run to run, so imports and compiled programs are paid for once. What happens is written to standard output
+as JSON lines; everything that libraries print goes to standard error.
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -13,17 +16,29 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from models.errors import InputError
+from scaling.run import Execution, canonical_json, read_json, write_atomically
+from sweeps.execute import Unit, read_plan, sources
+
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped on request, state saved, the same command continues
+ATTEMPTS = (
+    3  # per run and launch: a run that raises or loses its worker is tried again; bad input and divergence are not
+)
+POLL_SECONDS = 0.5  # between looks at runs that others hold
+NOTHING, LATER = -1, -2
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--cores", default="", help="cores to be pinned to, such as 0 or 0,1")
-    parser.add_argument("--parent", type=int, required=True, help="process id of the launcher")
-    args = parser.parse_args()
-    die_with(args.parent)
+    parser.add_argument("--parent", type=int, help="process id of the launcher, with which this one ends")
+    args = parser.parse_args(argv)
+    if args.parent:
+        die_with(args.parent)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which passes it on as SIGTERM
@@ -32,45 +47,131 @@ def main() -> int:
     if args.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in args.cores.split(",")})
 
-    from models.errors import InputError
-    from scaling.run import Execution, RunConfig
+    from scaling import hosts
+    from scaling.run import mesh_sizes
     from scaling.runtime import set_up_jax
 
-    set_up_jax()
-
-    from scaling.train import Busy, Preempted, train
+    execution = Execution(**read_json(args.folder / "execution.json"))
+    together = hosts.detected(os.environ)
+    set_up_jax(1 if together else max(mesh_sizes(execution.mesh).values()))
+    if together:
+        hosts.connect(hosts.Hosts())
 
     def say(event: str, **fields) -> None:
         channel.write(json.dumps({"event": event, **fields}) + "\n")
 
     say("ready")
-    for line in sys.stdin:
-        job = json.loads(line)
-        config = RunConfig.from_dict(job["config"])
-        run = config.run_id
+    return work(args.folder, execution, say, stop.is_set)
+
+
+def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Callable[[], bool]) -> int:
+    """Trains runs of the sweep in `folder` until none is left (0), or `stop()` is true and the state saved (75).
+
+    Events said: begin, note, progress, done, failed; each with `run`. Of several hosts that train together, the first
+    chooses and the others follow.
+    """
+    from scaling.hosts import agree
+    from scaling.train import Busy, Preempted, Sharing, first_host, lease, train
+
+    launch, units = read_plan(folder)
+    queue = Queue(folder, launch, units)
+    while True:
+        with contextlib.ExitStack() as held:
+            chosen = NOTHING
+            if first_host():
+                chosen = LATER if stop() else queue.choose(lambda run: held.enter_context(lease(run)), Busy)
+            chosen = int(agree(chosen)[0, 0])
+            if agree(stop())[:, 0].any():
+                return EXIT_PREEMPTED
+            if chosen == NOTHING:
+                return 0
+            if chosen == LATER:
+                time.sleep(POLL_SECONDS)
+                continue
+            unit = units[chosen]
+            run, attempts = unit.run_id, queue.attempts(unit)
+            say("begin", run=run)
+            try:
+                result = train(
+                    unit.config,
+                    queue.run(run),
+                    execution,
+                    should_stop=stop,
+                    report=lambda text, run=run: say("note", run=run, text=text),
+                    progress=lambda state: say("progress", **state),
+                    sharing=Sharing(unit.saves, tuple((queue.run(r), n) for r, n in sources(unit, units))),
+                    held=True,
+                )
+                queue.over.add(run)
+                timing, device = result["timing"], result["where"]["device"]
+                fields = {"status": result["status"], "loss": result["loss"], "timing": timing, "device": device}
+                say("done", run=run, at=result.get("branched_at_step", 0), **fields)
+            except Preempted:
+                say("preempted", run=run)
+            except InputError as error:
+                queue.failed(unit, str(error), ATTEMPTS)
+                say("failed", run=run, reason=str(error), again=False)
+            except Exception as error:  # one run's failure is reported and leaves the others alone
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                queue.failed(unit, reason, attempts + 1)
+                say("failed", run=run, reason=reason, again=attempts + 1 < ATTEMPTS)
+
+
+class Queue:
+    """The runs of a sweep's folder, as one worker sees them."""
+
+    def __init__(self, folder: Path, launch: str, units: Sequence[Unit]) -> None:
+        self.folder, self.launch, self.units = folder, launch, units
+        self.by_id = {unit.run_id: unit for unit in units}
+        self.order = sorted(range(len(units)), key=lambda i: -units[i].flops)
+        self.over: set[str] = set()  # runs that have a result
+
+    def run(self, run_id: str) -> Path:
+        return self.folder / "runs" / run_id
+
+    def choose(self, hold: Callable[[Path], object], busy: type[Exception]) -> int:
+        """The index of a unit that is ready, and now held by `hold`; LATER, where others hold what is left; NOTHING."""
+        waiting = False
+        for i in self.order:
+            unit = self.units[i]
+            if self.finished(unit.run_id) or self.given_up(unit):
+                continue
+            waiting = True
+            if self.ready(unit):
+                with contextlib.suppress(busy):
+                    hold(self.run(unit.run_id))
+                    if not self.finished(unit.run_id):  # by another, before it let go
+                        return i
+        return LATER if waiting else NOTHING
+
+    def finished(self, run_id: str) -> bool:
+        if run_id not in self.over and (self.run(run_id) / "result.json").exists():
+            self.over.add(run_id)
+        return run_id in self.over
+
+    def ready(self, unit: Unit) -> bool:
+        """Whether the state that it begins from is kept, or will never be."""
+        if unit.after is None or (self.run(unit.after) / "branches" / str(unit.at)).is_dir():
+            return True
+        return self.finished(unit.after) or self.given_up(self.by_id[unit.after])
+
+    def given_up(self, unit: Unit) -> bool:
+        return self.attempts(unit) >= ATTEMPTS
+
+    def attempts(self, unit: Unit) -> int:
+        """How often this launch tried the run in vain."""
+        path = self.run(unit.run_id) / "failed.json"
         try:
-            result = train(
-                config,
-                Path(job["folder"]),
-                Execution(**job["execution"]),
-                should_stop=stop.is_set,
-                report=lambda text, run=run: say("note", run=run, text=text),
-                progress=lambda state: say("progress", **state),
-            )
-            timing, device = result["timing"], result["where"]["device"]
-            say("done", run=run, status=result["status"], loss=result["loss"], timing=timing, device=device)
-        except Preempted:
-            say("preempted", run=run)
-        except Busy:
-            say("busy", run=run)
-        except InputError as error:
-            say("failed", run=run, reason=str(error), again=False)
-        except Exception as error:  # one run's failure is reported and leaves the others alone
-            traceback.print_exc()
-            say("failed", run=run, reason=f"{type(error).__name__}: {error}".splitlines()[0], again=True)
-        if stop.is_set():
-            return EXIT_PREEMPTED
-    return 0
+            said = read_json(path) if path.exists() else {}
+        except InputError:
+            return 0
+        return int(said.get("attempts", 0)) if said.get("launch") == self.launch else 0
+
+    def failed(self, unit: Unit, reason: str, attempts: int) -> None:
+        record = {"reason": reason, "attempts": attempts, "launch": self.launch}
+        self.run(unit.run_id).mkdir(parents=True, exist_ok=True)
+        write_atomically(self.run(unit.run_id) / "failed.json", canonical_json(record))
 
 
 def die_with(parent: int) -> None:

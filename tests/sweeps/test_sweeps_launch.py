@@ -255,3 +255,18 @@ def test_table_of_begun_runs(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no runs"):
         table(tmp_path / "empty")
+
+
+@pytest.mark.slow
+def test_sharing_changes_the_cost_and_not_the_table(definition, undisturbed, tmp_path):
+    finish(definition, tmp_path / "alone", "--no-sharing")
+    pd.testing.assert_frame_equal(table(tmp_path / "alone"), undisturbed, check_exact=True)
+    spent = {}
+    for name in ("shared", "alone"):
+        finish(definition, tmp_path / name, *(["--no-sharing"] if name == "alone" else []))
+        results = [json.loads(p.read_text()) for p in (tmp_path / name).glob("runs/*/result.json")]
+        spent[name] = sum(r["flops_spent"] for r in results) / sum(r["flops"] for r in results)
+        assert sum(r["branched_from"] is not None for r in results) == (2 if name == "shared" else 0)
+    assert spent["alone"] == 1.0
+    # Two doubling horizons and a fifth of cooldown: (0.8 x 2 + 0.2 x 3) of 3, to the rounding of whole steps.
+    assert spent["shared"] == pytest.approx(2.2 / 3, rel=0.01)
