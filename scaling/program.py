@@ -42,9 +42,14 @@ class Program(NamedTuple):
 def program_for(config: RunConfig, execution: Execution, mesh: Mesh) -> Program:
     """The programs of this run, compiled at their first call, or kept from an earlier run of the same shape."""
     how = implementation(config, execution, mesh)
-    # What only the host's schedule reads is taken out, so that runs that differ in it share a program.
-    optim = dataclasses.replace(config.optim, lr=1.0, weight_decay=0.0, decay="coupled")
-    return compile_run(config.model, optim, config.dtype, mesh, how, execution.accumulate, config.data.seq_len)
+    return compile_run(
+        config.model, compiled_optim(config), config.dtype, mesh, how, execution.accumulate, config.data.seq_len
+    )
+
+
+def compiled_optim(config: RunConfig) -> OptimConfig:
+    """The optimiser without what only the host's schedule reads, so that runs that differ in it share a program."""
+    return dataclasses.replace(config.optim, lr=1.0, weight_decay=0.0, decay="coupled")
 
 
 def implementation(config: RunConfig, execution: Execution, mesh: Mesh) -> Implementation:
@@ -92,21 +97,19 @@ def abstract_state(model: ModelConfig, optim: OptimConfig, mesh: Mesh | Abstract
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
 
 
-@functools.lru_cache(maxsize=32)
-def compile_run(
-    model: ModelConfig,
-    optim: OptimConfig,
-    dtype: str,
-    mesh: Mesh,
-    how: Implementation,
-    accumulate: int = 1,
-    seq_len: int = 0,
-) -> Program:
-    """The jitted functions for runs of this model and optimiser on this mesh; shapes compile at their first call."""
+class Functions(NamedTuple):
+    """What a run computes, as plain functions of one member: `Program` has them compiled, a swarm maps over them."""
+
+    fresh: Callable
+    steps: Callable
+    validate: Callable
+
+
+def functions(
+    model: ModelConfig, optim: OptimConfig, dtype: str, how: Implementation, accumulate: int, seq_len: int
+) -> Functions:
     compute = jnp.dtype(dtype)
     optimizer = make_direction(optim)
-    batch, whole = batch_sharding(mesh), replicated(mesh)
-
     fresh = functools.partial(fresh_state, model, optimizer)
 
     def gradients(params: Any, tokens_BU: jax.Array) -> tuple[jax.Array, Any]:
@@ -164,6 +167,22 @@ def compile_run(
         loss_BT, _ = transformer.next_token_loss(model, params, tokens_BU, compute, how)
         return jnp.sum(loss_BT * weight_B[:, None])
 
+    return Functions(fresh, steps, validate)
+
+
+@functools.lru_cache(maxsize=32)
+def compile_run(
+    model: ModelConfig,
+    optim: OptimConfig,
+    dtype: str,
+    mesh: Mesh,
+    how: Implementation,
+    accumulate: int = 1,
+    seq_len: int = 0,
+) -> Program:
+    """The jitted functions for runs of this model and optimiser on this mesh; shapes compile at their first call."""
+    fresh, steps, validate = functions(model, optim, dtype, how, accumulate, seq_len)
+    batch, whole = batch_sharding(mesh), replicated(mesh)
     abstract = abstract_state(model, optim, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     on_cpu = mesh.devices.flat[0].platform == "cpu"

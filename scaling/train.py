@@ -89,18 +89,11 @@ def train(
     process holds the run; `held`: the caller holds it already.
     """
     execution = execution or Execution()
-    check_sinks(execution.track)
     mesh = make_mesh(execution.mesh)
-    check_mesh(dict(mesh.shape), config.model, config.batch_size, config.data.seq_len, execution.accumulate)
-    store = open_store(config.data.source, config.data.tokenizer, valid_fraction=config.data.valid_fraction)
-    check_fits(config, store)
-    check_run_folder(folder, config)
-    check_memory(config, execution, dict(mesh.shape), device_limit(mesh.local_devices[0]))
+    store = check(config, folder, execution, mesh)
     with lease(folder) if first_host() and not held else nullcontext():
         if first_host():
-            open_run(folder, config)
-            check_corpus(folder, store)
-            (folder / "failed.json").unlink(missing_ok=True)
+            begin(config, folder, store)
         agree(0)  # the others go on once the folder is ready
         if (result := read_result(folder)) is not None:
             return result
@@ -110,6 +103,25 @@ def train(
         finally:
             run.kept.close()
             run.checkpointer.close()
+
+
+def check(config: RunConfig, folder: Path, execution: Execution, mesh: Mesh) -> TokenStore:
+    """The run's corpus. Raises InputError where the run cannot be trained so; makes nothing."""
+    check_sinks(execution.track)
+    check_mesh(dict(mesh.shape), config.model, config.batch_size, config.data.seq_len, execution.accumulate)
+    store = open_store(config.data.source, config.data.tokenizer, valid_fraction=config.data.valid_fraction)
+    check_fits(config, store)
+    check_run_folder(folder, config)
+    check_memory(config, execution, dict(mesh.shape), device_limit(mesh.local_devices[0]))
+    return store
+
+
+def begin(config: RunConfig, folder: Path, store: TokenStore) -> None:
+    """The run's folder, ready to be trained in. The caller holds the lease."""
+    folder.mkdir(parents=True, exist_ok=True)
+    open_run(folder, config)
+    check_corpus(folder, store)
+    (folder / "failed.json").unlink(missing_ok=True)
 
 
 class Run:
@@ -140,7 +152,6 @@ class Run:
         started = time.monotonic()
         config, every = self.config, self.execution.checkpoint_seconds
         start, state = self.start()
-        self.sinks = open_sinks(self.execution.track if first_host() else "", config, self.folder, start, self.report)
         eval_steps = -(-self.execution.eval_every // config.tokens_per_step)
         done, chunk, steady = start, 1, None  # steady: (time, step) after the first call, which compiles
         told = saved = time.monotonic()
@@ -260,7 +271,16 @@ class Run:
         return {"tokens_XBU": jax.make_array_from_callback((CHUNK_STEPS, B, T + 1), sharding, part)}, *scalars
 
     def start(self) -> tuple[int, Any]:
-        """(steps done, state): from the newest whole checkpoint, else fresh from the seed."""
+        """(steps done, state): from the newest whole checkpoint, else from a trunk, else fresh from the seed."""
+        step, state = self.restored() or self.from_trunk() or (0, None)
+        if state is None:
+            state = self.program.init(jax.random.key(self.config.seed))
+        track = self.execution.track if first_host() else ""
+        self.sinks = open_sinks(track, self.config, self.folder, step, self.report)
+        return step, state
+
+    def restored(self) -> tuple[int, Any] | None:
+        """(steps, state) from the run's own newest whole checkpoint."""
         restored = self.checkpointer.restore(self.program.abstract_state, self.report)
         if restored is not None:
             step, state = restored
@@ -271,7 +291,7 @@ class Run:
                 return step, state
             self.report(f"the curve up to step {step} is missing or damaged; starting from the beginning")
             self.checkpointer.clear()
-        return self.from_trunk() or (0, self.program.init(jax.random.key(self.config.seed)))
+        return None
 
     def from_trunk(self) -> tuple[int, Any] | None:
         """(steps, state) from the latest state that another run kept of the steps that both have in common."""
