@@ -4,15 +4,14 @@ On several hosts every process runs this loop in step: what depends on a clock o
 the compiled program, each host reads its own part of a batch, and process 0 writes the record.
 """
 
-import fcntl
 import functools
 import json
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from scaling.checkpoint import Checkpointer
 from scaling.data.order import batch_windows
 from scaling.data.store import TokenStore, open_store
 from scaling.hosts import agree
+from scaling.lease import Busy as Busy
+from scaling.lease import Held, Leases, lease
 from scaling.memory import check_memory, device_limit
 from scaling.optim import learning_rates, weight_decays
 from scaling.program import CHUNK_STEPS, program_for
@@ -54,10 +55,6 @@ class Preempted(Exception):
     """The run was told to stop; its state is in a checkpoint and the same command continues it."""
 
 
-class Busy(Exception):
-    """Another process is training this run."""
-
-
 def train(
     config: RunConfig,
     folder: Path,
@@ -65,12 +62,14 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[dict], None] = lambda state: None,
+    leases: Leases | None = None,
 ) -> dict[str, Any]:
     """Trains the run in `folder`, continuing from its newest checkpoint, and returns the content of its result.json.
 
     A finished run is not trained again. A loss that is not finite ends the run with status "diverged".
     Raises InputError before anything is made, Preempted once `should_stop()` is true (state saved), Busy where another
-    process holds the run.
+    process holds the run, or took it over while this one was silent. `leases`: what a polling caller has seen of
+    other holders (scaling.lease).
     """
     execution = execution or Execution()
     check_sinks(execution.track)
@@ -80,7 +79,7 @@ def train(
     check_fits(config, store)
     check_run_folder(folder, config)
     check_memory(config, execution, dict(mesh.shape), device_limit(mesh.local_devices[0]))
-    with lease(folder) if first_host() else nullcontext():
+    with lease(folder, leases=leases, report=report) if first_host() else nullcontext() as held:
         if first_host():
             open_run(folder, config)
             check_corpus(folder, store)
@@ -88,7 +87,7 @@ def train(
         agree(0)  # the others go on once the folder is ready
         if (result := read_result(folder)) is not None:
             return result
-        run = Run(config, folder, execution, mesh, store, should_stop, report, progress)
+        run = Run(config, folder, execution, mesh, store, should_stop, report, progress, held)
         try:
             return run.train()
         finally:
@@ -108,9 +107,10 @@ class Run:
         should_stop: Callable[[], bool],
         report: Callable[[str], None],
         progress: Callable[[dict], None],
+        held: Held | None,  # None on all hosts but the first
     ) -> None:
         self.config, self.folder, self.execution, self.mesh, self.store = config, folder, execution, mesh, store
-        self.should_stop, self.report, self.progress = should_stop, report, progress
+        self.should_stop, self.report, self.progress, self.held = should_stop, report, progress, held
         self.program = program_for(config, execution, mesh)
         self.checkpointer = Checkpointer(folder / "checkpoints", execution.keep_checkpoints)
         self.lr, self.decay = learning_rates(config), weight_decays(config)
@@ -190,7 +190,13 @@ class Run:
         self.curve.validated(step, loss)
         self.sinks.log(step, {"valid/loss": loss})
 
+    def check_held(self) -> None:
+        """Raises Lost where another process took the run over: this one was paused for longer than a lease lives."""
+        if self.held is not None:
+            self.held.check()
+
     def save(self, step: int, state: Any) -> None:
+        self.check_held()
         if first_host():
             self.curve.write()
         self.checkpointer.save(step, state)
@@ -269,6 +275,7 @@ class Run:
     def diverged(self, step: int, seconds: float) -> dict[str, Any]:
         self.report(f"loss is not finite at step {step}; the run ends as diverged")
         self.checkpointer.close()
+        self.check_held()
         if first_host():
             self.checkpointer.clear()
         return self.finish("diverged", None, {"seconds": round(seconds, 3)}, {"diverged_at_step": step})
@@ -303,6 +310,7 @@ class Run:
                 "processes": jax.process_count(),
             },
         }
+        self.check_held()
         self.sinks.finish(status, {} if loss is None else {"valid/loss": loss})
         if first_host():
             self.curve.write()
@@ -398,19 +406,3 @@ def check_corpus(folder: Path, store: TokenStore) -> None:
         write_atomically(path, canonical_json({"corpus": store.key}))
     elif (there := read_json(path).get("corpus")) != store.key:
         raise InputError(f"{folder}: was begun on corpus {there}, now {store.key}; move the folder away to begin anew")
-
-
-@contextmanager
-def lease(folder: Path) -> Iterator[None]:
-    """Holds the run while this process lives. Raises Busy where another process of this machine does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        for attempt in range(20):  # for a second: `scaling status` holds the lock for a moment when it looks
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt == 19:
-                    raise Busy(f"{folder}: another process is training this run") from None
-                time.sleep(0.05)
-        yield
