@@ -1,22 +1,39 @@
-"""Checkpoints of a run through orbax: saved in the background, restored onto any mesh, a damaged one stepped over."""
+"""Checkpoints of a run through orbax: saved in the background, restored onto any mesh, a damaged one stepped over.
 
+Orbax's files hold no checksum of the arrays themselves: a flipped bit that still decompresses would be read as a
+weight. So every checkpoint carries a digest of its content, the same on any mesh, which is verified on reading.
+"""
+
+import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from scaling.digest import digests
+from scaling.hosts import agree
+
 
 class Checkpointer:
-    """The checkpoints/ folder of one run. Orbax is imported, and the folder made, at the first save."""
+    """The checkpoints/ folder of one run. Orbax is imported at the first use, and the folder made at the first save.
 
-    def __init__(self, folder: Path, keep: int | None) -> None:
+    `keep`: how many of the newest are kept; None: all.
+    """
+
+    def __init__(self, folder: Path, keep: int | None = None) -> None:
         self.folder = folder.absolute()
         self.keep = keep
         self._manager = None
+
+    def steps(self) -> list[int]:
+        """The steps of the whole checkpoints, ascending. Looks only: another process may be saving."""
+        # One under way has another name: orbax renames its folder when all is written.
+        return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isascii() and p.name.isdigit())
 
     def save(self, step: int, state: Any) -> None:
         """Starts saving `state` (a tree of arrays) as of `step` finished steps; returns once it is copied."""
@@ -24,7 +41,9 @@ class Checkpointer:
 
         # On a CPU orbax would read the very buffers that the next step is free to reuse.
         state = jax.tree.map(jnp.copy, state) if jax.default_backend() == "cpu" else state
-        if not self._open().save(step, args=ocp.args.StandardSave(state)):
+        # Written with the checkpoint's own metadata: both are there or neither.
+        extra = {"digest": digests(state)}
+        if not self._open().save(step, args=ocp.args.StandardSave(state), custom_metadata=extra):
             raise RuntimeError(f"checkpoint of step {step} was not saved: {self.folder} holds a later one")
 
     def restore(self, abstract: Any, report: Callable[[str], None]) -> tuple[int, Any] | None:
@@ -35,42 +54,29 @@ class Checkpointer:
         """
         if not self.folder.is_dir():
             return None
-        import orbax.checkpoint as ocp
-
-        for step in sorted(self._open().all_steps(), reverse=True):
-            try:
-                state = self._open().restore(step, args=ocp.args.StandardRestore(abstract))
-                return step, jax.block_until_ready(state)
-            except (MemoryError, PermissionError):  # no fault of the checkpoint's
-                raise
-            except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
-                if "RESOURCE_EXHAUSTED" in str(error):
-                    raise
-                reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-                report(f"checkpoint of step {step} is damaged ({reason}); falling back to the one before")
-                self.close()
-                aside = self.folder.with_name(f"damaged-{step}")
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(step)).rename(aside)
+        for step in reversed(self.steps()):
+            if (state := self.restore_step(step, abstract, report)) is not None:
+                return step, state
         report("no whole checkpoint is left; starting from the beginning")
         return None
 
-    def steps(self) -> list[int]:
-        """The steps of the whole checkpoints, in order; only looks."""
-        return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
-
     def restore_step(self, step: int, abstract: Any, report: Callable[[str], None]) -> Any | None:
-        """The state as of `step`, or None, reported, where it does not read back. Changes nothing in the folder."""
-        import orbax.checkpoint as ocp
-
+        """The state as of `step`, bit for bit as it was saved, or None, reported and set aside, where it is damaged."""
+        reason, state = "", None
         try:
-            with ocp.StandardCheckpointer() as reader:
-                return jax.block_until_ready(reader.restore(self.folder / str(step) / "default", abstract))
-        except (MemoryError, PermissionError):
+            state = self._read(step, abstract)
+        except (MemoryError, PermissionError):  # no fault of the checkpoint's
             raise
-        except Exception as error:
-            report(f"{self.folder / str(step)} is damaged ({type(error).__name__}); not used")
+        except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        if agree(state is None).any():  # all hosts go on from the same step
+            where = reason or "as another host says"
+            report(f"checkpoint of step {step} is damaged ({where}); falling back to the one before")
+            self._set_aside(step)
             return None
+        return state
 
     def clear(self) -> None:
         """Removes all checkpoints of the run."""
@@ -84,13 +90,43 @@ class Checkpointer:
             self._manager.close()
             self._manager = None
 
+    def _read(self, step: int, abstract: Any) -> Any:
+        """The state of one checkpoint. Raises whatever orbax does where it is not whole, ValueError for the digest."""
+        import orbax.checkpoint as ocp
+
+        quiet()
+        path = self.folder / str(step)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            state = reader.restore(path / "default", args=ocp.args.StandardRestore(abstract))
+        metadata = json.loads((path / "_CHECKPOINT_METADATA").read_text())
+        expected = (metadata.get("custom_metadata") or {}).get("digest")
+        if expected is None:  # written before there were digests
+            return jax.block_until_ready(state)
+        found = digests(state)
+        if wrong := sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name)):
+            raise ValueError(f"content of {wrong[0]} is not what was saved")
+        return state
+
+    def _set_aside(self, step: int) -> None:
+        self.close()
+        if jax.process_index() == 0:
+            aside = self.folder.with_name(f"damaged-{step}")
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another reader of these checkpoints has done so
+                (self.folder / str(step)).rename(aside)
+        agree(0)
+
     def _open(self):
         if self._manager is None:
             import orbax.checkpoint as ocp
 
-            logging.getLogger("absl").setLevel(logging.CRITICAL)  # what is wrong with a checkpoint, `restore` says
+            quiet()
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self.keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
             )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
+
+
+def quiet() -> None:
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what is wrong with a checkpoint, `restore` says

@@ -303,8 +303,9 @@ def check_run_folder(folder: Path, config: RunConfig) -> None:
 
 
 def holds_only(folder: Path, *names: str) -> bool:
-    """Whether nothing lies in `folder` but these, the logs of hosts, and what a killed writer left."""
-    return all(p.name in names or p.name.endswith(".tmp") or p.match("host-*.log") for p in folder.iterdir())
+    """Whether nothing lies in `folder` but these, leases, the logs of hosts, and what a killed writer left."""
+    others = ("*.tmp", "host-*.log", "lease-*")
+    return all(p.name in names or any(p.match(other) for other in others) for p in folder.iterdir())
 
 
 def open_run(folder: Path, config: RunConfig) -> None:

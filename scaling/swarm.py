@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from models.config import ModelConfig
 from models.implementation import Implementation
 from models.sizing import training_bytes
+from scaling.lease import Held
 from scaling.memory import device_limit
 from scaling.program import CHUNK_STEPS, compiled_optim, functions, implementation
 from scaling.run import Execution, OptimConfig, RunConfig, ScheduleConfig, read_result
@@ -49,6 +50,7 @@ class Member:
     config: RunConfig
     folder: Path
     sharing: Sharing = ALONE
+    held: Held | None = None  #: the lease, where the caller has it
 
 
 def swarm_key(config: RunConfig) -> RunConfig:
@@ -90,7 +92,18 @@ def train_swarm(
         begin(member.config, member.folder, store)
         tell = functools.partial(report, member.config.run_id)
         runs.append(
-            Run(member.config, member.folder, execution, alone, store, should_stop, tell, progress, member.sharing)
+            Run(
+                member.config,
+                member.folder,
+                execution,
+                alone,
+                store,
+                should_stop,
+                tell,
+                progress,
+                member.sharing,
+                member.held,
+            )
         )
     try:
         todo = [run for run in runs if read_result(run.folder) is None]

@@ -4,15 +4,14 @@ On several hosts every process runs this loop in step: what depends on a clock o
 the compiled program, each host reads its own part of a batch, and process 0 writes the record.
 """
 
-import fcntl
 import functools
 import json
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ from scaling.checkpoint import Checkpointer
 from scaling.data.order import batch_windows
 from scaling.data.store import TokenStore, open_store
 from scaling.hosts import agree
+from scaling.lease import Busy as Busy
+from scaling.lease import Held, lease
 from scaling.memory import check_memory, device_limit
 from scaling.program import CHUNK_STEPS, program_for
 from scaling.run import (
@@ -56,10 +57,6 @@ class Preempted(Exception):
     """The run was told to stop; its state is in a checkpoint and the same command continues it."""
 
 
-class Busy(Exception):
-    """Another process is training this run."""
-
-
 @dataclass(frozen=True)
 class Sharing:
     """What a run leaves for runs that begin as it does, and where it may find the same. None of it changes a result."""
@@ -79,25 +76,26 @@ def train(
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[dict], None] = lambda state: None,
     sharing: Sharing = ALONE,
-    held: bool = False,
+    held: Held | None = None,
 ) -> dict[str, Any]:
     """Trains the run in `folder`, continuing from its newest checkpoint, else from the latest state that another run
     of `sharing` kept, and returns the content of its result.json.
 
     A finished run is not trained again. A loss that is not finite ends the run with status "diverged".
     Raises InputError before anything is made, Preempted once `should_stop()` is true (state saved), Busy where another
-    process holds the run; `held`: the caller holds it already.
+    process holds the run, or took it over while this one was silent. `held`: the lease, where the caller has it.
     """
     execution = execution or Execution()
     mesh = make_mesh(execution.mesh)
     store = check(config, folder, execution, mesh)
-    with lease(folder) if first_host() and not held else nullcontext():
+    mine = lease(folder, report=report) if first_host() and held is None else nullcontext(held)
+    with mine as held:
         if first_host():
             begin(config, folder, store)
         agree(0)  # the others go on once the folder is ready
         if (result := read_result(folder)) is not None:
             return result
-        run = Run(config, folder, execution, mesh, store, should_stop, report, progress, sharing)
+        run = Run(config, folder, execution, mesh, store, should_stop, report, progress, sharing, held)
         try:
             return run.train()
         finally:
@@ -138,9 +136,11 @@ class Run:
         report: Callable[[str], None],
         progress: Callable[[dict], None],
         sharing: Sharing,
+        held: Held | None,  # None on all hosts but the first
     ) -> None:
         self.config, self.folder, self.execution, self.mesh, self.store = config, folder, execution, mesh, store
-        self.should_stop, self.report, self.progress, self.sharing = should_stop, report, progress, sharing
+        self.should_stop, self.report, self.progress = should_stop, report, progress
+        self.sharing, self.held = sharing, held
         self.program = program_for(config, execution, mesh)
         self.checkpointer = Checkpointer(folder / "checkpoints", execution.keep_checkpoints)
         self.kept = Checkpointer(folder / BRANCHES, None)
@@ -229,7 +229,13 @@ class Run:
         self.curve.validated(step, loss)
         self.sinks.log(step, {"valid/loss": loss})
 
+    def check_held(self) -> None:
+        """Raises Lost where another process took the run over: this one was paused for longer than a lease lives."""
+        if self.held is not None:
+            self.held.check()
+
     def save(self, step: int, state: Any) -> None:
+        self.check_held()
         if first_host():
             self.curve.write()
         self.kept.close()  # a run that goes on from here has passed its branches: they must be whole
@@ -237,6 +243,7 @@ class Run:
 
     def keep(self, step: int, state: Any) -> None:
         """Keeps the state as of `step` for runs that branch here; they read the curve up to it as well."""
+        self.check_held()
         if step not in self.kept.steps():
             if first_host():
                 self.curve.write()
@@ -352,6 +359,7 @@ class Run:
     def diverged(self, step: int, seconds: float) -> dict[str, Any]:
         self.report(f"loss is not finite at step {step}; the run ends as diverged")
         self.checkpointer.close()
+        self.check_held()
         if first_host():
             self.checkpointer.clear()
         return self.finish("diverged", None, {"seconds": round(seconds, 3)}, {"diverged_at_step": step})
@@ -389,6 +397,7 @@ class Run:
                 "processes": jax.process_count(),
             },
         }
+        self.check_held()
         self.sinks.finish(status, {} if loss is None else {"valid/loss": loss})
         if first_host():
             self.curve.write()
@@ -484,19 +493,3 @@ def check_corpus(folder: Path, store: TokenStore) -> None:
         write_atomically(path, canonical_json({"corpus": store.key}))
     elif (there := read_json(path).get("corpus")) != store.key:
         raise InputError(f"{folder}: was begun on corpus {there}, now {store.key}; move the folder away to begin anew")
-
-
-@contextmanager
-def lease(folder: Path) -> Iterator[None]:
-    """Holds the run while this process lives. Raises Busy where another process of this machine does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        for attempt in range(20):  # for a second: `scaling status` holds the lock for a moment when it looks
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt == 19:
-                    raise Busy(f"{folder}: another process is training this run") from None
-                time.sleep(0.05)
-        yield

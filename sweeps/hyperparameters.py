@@ -31,6 +31,10 @@ class PowerRule:
         """Peak learning rate, to three digits, so that a rule refitted to the last bit names the same runs."""
         return float(f"{self.c * (n / 1e5) ** self.p * (d / 1e6) ** self.q:.3g}")
 
+    def at(self, d: float) -> "PowerRule":
+        """The rule for d tokens at every D: runs of a size that differ in D alone then share a trunk."""
+        return dataclasses.replace(self, c=self.c * (d / 1e6) ** self.q, q=0.0)
+
     def __call__(self, config: RunConfig) -> RunConfig:
         """`config` with the learning rate and batch of its N and D."""
         config = dataclasses.replace(config, batch_size=self.batch_size)

@@ -1,12 +1,12 @@
 """Run folders -> one tidy pandas table, a row a run. Columns and units: docs/conventions.md. No JAX here."""
 
-import fcntl
 import json
 from pathlib import Path
 
 import pandas as pd
 
 from models.errors import InputError
+from scaling.lease import holder
 from scaling.run import RunConfig, read_config, read_json, read_result
 
 COLUMNS = [
@@ -109,15 +109,8 @@ def unfinished_status(folder: Path) -> str:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process of this machine is training the run now."""
-    try:
-        with open(folder / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    """Whether a process is training the run now; of one on another machine, whether it wrote a beat of late."""
+    return holder(folder) is not None
 
 
 def read_progress(folder: Path) -> dict:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from models.errors import InputError
+from models.sizing import training_bytes
+from scaling.lease import Busy, Held, Leases, holder, lease
 from scaling.run import Execution, canonical_json, read_json, write_atomically
 from sweeps.execute import Unit, read_plan, sources
 
@@ -29,6 +31,9 @@ ATTEMPTS = (
 )
 POLL_SECONDS = 0.5  # between looks at runs that others hold
 NOTHING, LATER = -1, -2
+HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes
+MEMORY_SHARE = 0.9  # of it, for all workers together; the bytes of a run are an estimate
+SMALL = 0.02  # of it: runs below are not counted, as no machine has so many cores for so little memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,15 +76,15 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
     chooses and the others follow.
     """
     from scaling.hosts import agree
-    from scaling.train import Busy, Preempted, Sharing, first_host, lease, train
+    from scaling.train import Preempted, Sharing, first_host, train
 
     launch, units = read_plan(folder)
-    queue = Queue(folder, launch, units)
+    queue, leases = Queue(folder, launch, units), Leases()
     while True:
-        with contextlib.ExitStack() as held:
-            chosen = NOTHING
+        with contextlib.ExitStack() as stack:
+            chosen, held = NOTHING, None
             if first_host():
-                chosen = LATER if stop() else queue.choose(lambda run: held.enter_context(lease(run)), Busy)
+                chosen, held = (LATER, None) if stop() else queue.choose(stack, leases)
             chosen = int(agree(chosen)[0, 0])
             if agree(stop())[:, 0].any():
                 return EXIT_PREEMPTED
@@ -100,7 +105,7 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
                     report=lambda text, run=run: say("note", run=run, text=text),
                     progress=lambda state: say("progress", **state),
                     sharing=Sharing(unit.saves, tuple((queue.run(r), n) for r, n in sources(unit, units))),
-                    held=True,
+                    held=held,
                 )
                 queue.over.add(run)
                 timing, device = result["timing"], result["where"]["device"]
@@ -108,6 +113,8 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
                 say("done", run=run, at=result.get("branched_at_step", 0), **fields)
             except Preempted:
                 say("preempted", run=run)
+            except Busy as lost:  # another worker took the run over while this one was silent
+                say("note", run=run, text=str(lost))
             except InputError as error:
                 queue.failed(unit, str(error), ATTEMPTS)
                 say("failed", run=run, reason=str(error), again=False)
@@ -130,20 +137,31 @@ class Queue:
     def run(self, run_id: str) -> Path:
         return self.folder / "runs" / run_id
 
-    def choose(self, hold: Callable[[Path], object], busy: type[Exception]) -> int:
-        """The index of a unit that is ready, and now held by `hold`; LATER, where others hold what is left; NOTHING."""
+    def choose(self, stack: contextlib.ExitStack, leases: Leases) -> tuple[int, Held | None]:
+        """(index, lease) of a unit that is ready, held until `stack` ends; LATER, where others hold what is left, or
+        NOTHING.
+        """
         waiting = False
         for i in self.order:
             unit = self.units[i]
             if self.finished(unit.run_id) or self.given_up(unit):
                 continue
             waiting = True
-            if self.ready(unit):
-                with contextlib.suppress(busy):
-                    hold(self.run(unit.run_id))
+            memory = training_bytes(unit.config.model, unit.config.batch_size, unit.config.data.seq_len)
+            if self.ready(unit) and self.fits(memory):
+                with contextlib.suppress(Busy):
+                    held = stack.enter_context(lease(self.run(unit.run_id), leases=leases, memory=memory))
                     if not self.finished(unit.run_id):  # by another, before it let go
-                        return i
-        return LATER if waiting else NOTHING
+                        return i, held
+        return LATER if waiting else NOTHING, None
+
+    def fits(self, memory: int) -> bool:
+        """Whether a run of so many bytes goes beside those that this machine trains now, or nothing else is trained."""
+        if memory < SMALL * HOST_MEMORY:
+            return True
+        found = (holder(self.run(unit.run_id)) for unit in self.units)
+        others = sum(said["bytes"] or 0 for said in found if said and said["here"])
+        return others == 0 or memory + others <= MEMORY_SHARE * HOST_MEMORY
 
     def finished(self, run_id: str) -> bool:
         if run_id not in self.over and (self.run(run_id) / "result.json").exists():

@@ -12,7 +12,9 @@ from sweeps.define import Sweep, grid
 from sweeps.hyperparameters import PowerRule
 
 # scaling sweep quickstart_tuning && scaling tune runs/quickstart_tuning
-RULE = PowerRule(c=0.003012, p=-0.447, q=-0.666, batch_size=2, n_range=(8376, 3.5e4), d_range=(2.5e5, 2e6))
+TUNED = PowerRule(c=0.003012, p=-0.447, q=-0.666, batch_size=2, n_range=(8376, 3.5e4), d_range=(2.5e5, 2e6))
+# One rate a size, that of the longest horizon, whose run is the trunk: the shorter horizons then branch from it.
+RULE = TUNED.at(2e6)
 
 # A long warm-up: at D = 250k the loss scatters less between seeds than with a short one.
 BASE = RunConfig(schedule=ScheduleConfig(warmup_tokens=102_400))

@@ -82,6 +82,8 @@ def test_a_branch_too_late_is_not_the_same_run(configs, trunk, scratch, tmp_path
     assert result["loss"] != scratch[0]["loss"]
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")  # orbax's, of a damaged read
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["state", "curve", "all"])
 def test_damaged_trunks_are_done_without(configs, trunk, scratch, tmp_path, damage):
     folder = tmp_path / "long"
