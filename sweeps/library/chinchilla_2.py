@@ -1,0 +1,24 @@
+"""Approach 2 of Hoffmann et al. (2203.15556): isoFLOP slices, each with its own best size.
+
+scaling sweep chinchilla_2 && scaling fit runs/chinchilla_2 --out fit.json
+scaling allocate fit.json --flops 1e12 --runs runs/chinchilla_2      (the paragraphs "isoflop")
+
+Budgets are counted FLOPs. A slice keeps the sizes between 6 and 300 tokens per parameter, about its optimum.
+COST
+"""
+
+from scaling.run import RunConfig
+from sweeps.define import Sweep, isoflop
+from sweeps.library._family import base, models, tuned
+
+C = (5e10, 8.5e10, 1.45e11, 2.5e11)
+N = (4.6e3, 8.4e3, 1.3e4, 2e4, 2.7e4, 3.5e4, 4.6e4, 6.7e4, 9.6e4)
+
+
+def near_the_optimum(config: RunConfig) -> bool:
+    return 6 <= config.tokens / config.counts.n_compute <= 300
+
+
+def sweep(dial: float = 1) -> Sweep:
+    budgets = [budget * dial for budget in C]
+    return Sweep(tuned(isoflop(budgets, {"model": models(N, dial)}, base(dial), keep=near_the_optimum)))

@@ -1,0 +1,30 @@
+"""Does the best learning rate of a narrow model hold for a wide one (muP, 2203.03466), or does it move with width?
+
+scaling sweep width_transfer && scaling tune runs/width_transfer
+
+Depth and head width stay; heads grow with the width.
+COST
+"""
+
+import dataclasses
+
+from models.config import ModelConfig
+from sweeps.define import Sweep, grid
+from sweeps.library._family import base, horizons
+
+WIDTHS = (16, 32, 64)
+HEAD = 8
+D = 2e5
+LR = (0.003, 0.006, 0.012, 0.024, 0.048)
+
+
+def models(dial: float) -> list[ModelConfig]:
+    widths = [max(1, round(d * dial**0.25 / HEAD)) * HEAD for d in WIDTHS]
+    plain = [ModelConfig(d_model=d, n_layers=3, n_heads=d // HEAD, rope_theta=100.0) for d in widths]
+    if "parametrization" not in {field.name for field in dataclasses.fields(ModelConfig)}:
+        return plain
+    return plain + [dataclasses.replace(m, parametrization="mup", base_width=widths[0]) for m in plain]
+
+
+def sweep(dial: float = 1) -> Sweep:
+    return Sweep(grid({"model": models(dial), "tokens": horizons([D], dial), "optim.lr": LR}, base(dial)))
