@@ -1,6 +1,7 @@
 """What the library's sweeps have in common: the quickstart's models at any size, its rule, and what the dial turns.
 
-The dial multiplies compute: sizes, horizons and warm-up grow with its square root, so D/N and a sweep's shape stay.
+The dial multiplies 6ND: sizes, horizons and warm-up grow with its square root, so D/N and a sweep's shape stay. Counted
+FLOPs grow by up to a third less, since attention, half as much again as 6ND at 5e3 parameters, is little at 1e6.
 """
 
 import dataclasses
@@ -10,10 +11,10 @@ from itertools import chain
 
 from models.config import ModelConfig
 from models.errors import InputError
-from models.sizing import counts
+from models.sizing import counts, fit_d_ff
 from scaling.run import RunConfig
 from sweeps.define import Runs, union
-from sweeps.library.quickstart import BASE, RULE
+from sweeps.library.quickstart import BASE, RULE, model
 
 
 def base(dial: float = 1) -> RunConfig:
@@ -36,23 +37,30 @@ def horizons(tokens: Sequence[float], dial: float = 1) -> list[int]:
 
 
 def rung(n: float) -> ModelConfig:
-    """The model of n_compute nearest to n, by ratio: the quickstart's three layers and two heads up to width 76, then
-    depth with the 2/3 power of width and heads of 64."""
-    widths = chain(range(8, 128, 4), range(128, 32_768, 64))
+    """The model of n_compute nearest to n, by ratio.
+
+    The quickstart's three layers and two heads while width is below 128, in steps of 4. Past it depth grows with the
+    2/3 power of width (width over depth 26 at 128, 51 at 1,024), heads are 32 wide, from width 1,024 on 64, and the
+    feed-forward width closes what the coarser steps leave open.
+    """
     best, error = None, math.inf
-    for d in widths:
-        model = of_width(d)
-        off = abs(math.log(counts(model).n_compute / n))
+    for d in chain(range(8, 128, 4), range(128, 1024, 32), range(1024, 65_536, 64)):
+        candidate = of_width(d)
+        off = abs(math.log(counts(candidate).n_compute / n))
         if off > error:
             break
-        best, error = model, off
-    return best
+        best, error = candidate, off
+    if best.d_model < 128:
+        return best
+    shape = {name: getattr(best, name) for name in ("d_model", "n_heads", "vocab_size", "activation")}
+    return fit_d_ff(n, best.n_layers, shape, {"rope_theta": best.rope_theta})
 
 
 def of_width(d_model: int) -> ModelConfig:
-    """Width over depth is 19 at 56, 26 at 128, 51 at 1,024: as flat a choice as models.sizing.aspect_ratio's."""
-    n_layers = max(3, round(d_model ** (2 / 3) / 5))
-    return ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=max(2, d_model // 64), rope_theta=100.0)
+    if d_model < 128:
+        return model(d_model)
+    n_layers, head = round(d_model ** (2 / 3) / 5), 32 if d_model < 1024 else 64
+    return ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=d_model // head, rope_theta=100.0)
 
 
 def tuned(runs: Iterable[RunConfig], scale: float = 1.0) -> Runs:

@@ -5,7 +5,7 @@ scaling allocate fit.json --flops 1e12 --runs runs/chinchilla_1      (the paragr
 
 A size's curve is read at horizons that were each cooled down: along the trunk itself the loss still holds the noise of
 its learning rate. Hoffmann et al. trained each size under four cosine lengths for the same reason.
-COST
+Cost: not yet run.
 """
 
 from sweeps.define import Sweep, grid

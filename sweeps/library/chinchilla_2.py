@@ -4,7 +4,7 @@ scaling sweep chinchilla_2 && scaling fit runs/chinchilla_2 --out fit.json
 scaling allocate fit.json --flops 1e12 --runs runs/chinchilla_2      (the paragraphs "isoflop")
 
 Budgets are counted FLOPs. A slice keeps the sizes between 6 and 300 tokens per parameter, about its optimum.
-COST
+Cost: not yet run.
 """
 
 from scaling.run import RunConfig

@@ -3,7 +3,7 @@
 scaling sweep chinchilla_3 && scaling fit runs/chinchilla_3 --law chinchilla --out fit.json
 scaling allocate fit.json --flops 1e12      (`scaling compare runs/chinchilla_3` sets other laws beside it)
 
-COST
+Cost: not yet run.
 """
 
 from sweeps.define import Sweep, grid

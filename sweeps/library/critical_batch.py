@@ -6,7 +6,7 @@ At a target loss, steps(B) = S_min (1 + B_crit / B) (McCandlish et al. 1812.0616
 several horizons, at a learning rate in the square root of the batch (Malladi et al. 2205.10287); the steps it needs for
 a target are interpolated between them. Merrill et al. (2505.23971) branch one trunk into the batch sizes instead, which
 measures the critical batch at that point of training; these are whole runs, so this is the one of all of training.
-COST
+Cost: not yet run.
 """
 
 import math

@@ -4,7 +4,7 @@ scaling sweep data_constrained && scaling fit runs/data_constrained --law data_c
 
 Each run may see only `data.unique_tokens` of the corpus, a random choice of its windows, and goes over them up to 16
 times. Horizons over the same tokens share a trunk.
-COST
+Cost: not yet run.
 """
 
 from sweeps.define import Sweep, grid, union

@@ -3,7 +3,7 @@
 scaling sweep kaplan_d && scaling fit runs/kaplan_d --law saturating --input x=tokens
 
 All horizons branch from one trunk.
-COST
+Cost: not yet run.
 """
 
 from sweeps.define import Sweep, grid

@@ -2,7 +2,7 @@
 
 scaling sweep kaplan_n && scaling fit runs/kaplan_n --law saturating --input x=n_compute
 
-COST
+Cost: not yet run.
 """
 
 from sweeps.define import Sweep, grid

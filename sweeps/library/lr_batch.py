@@ -2,7 +2,7 @@
 
 scaling sweep lr_batch && scaling tune runs/lr_batch
 
-COST
+Cost: not yet run.
 """
 
 from sweeps.define import Sweep, grid

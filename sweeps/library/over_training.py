@@ -4,7 +4,7 @@ scaling sweep over_training && scaling report runs/over_training --law over_trai
 
 The runs of the two largest M are held out: does the law fitted near the optimum still hold where small models are
 trained long, because they are cheap to serve?
-COST
+Cost: not yet run.
 """
 
 from sweeps.define import Sweep, ladder

@@ -2,8 +2,8 @@
 
 scaling sweep width_transfer && scaling tune runs/width_transfer
 
-Depth and head width stay; heads grow with the width.
-COST
+Depth and head width stay; heads grow with the width. Both parametrisations are trained where there are both.
+Cost: not yet run.
 """
 
 import dataclasses
@@ -21,9 +21,11 @@ LR = (0.003, 0.006, 0.012, 0.024, 0.048)
 def models(dial: float) -> list[ModelConfig]:
     widths = [max(1, round(d * dial**0.25 / HEAD)) * HEAD for d in WIDTHS]
     plain = [ModelConfig(d_model=d, n_layers=3, n_heads=d // HEAD, rope_theta=100.0) for d in widths]
-    if "parametrization" not in {field.name for field in dataclasses.fields(ModelConfig)}:
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    if "parametrization" not in known:
         return plain
-    return plain + [dataclasses.replace(m, parametrization="mup", base_width=widths[0]) for m in plain]
+    mup = {"parametrization": "mup", "base_width": widths[0], "base_head_dim": HEAD}
+    return plain + [dataclasses.replace(m, **{k: v for k, v in mup.items() if k in known}) for m in plain]
 
 
 def sweep(dial: float = 1) -> Sweep:
