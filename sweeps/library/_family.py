@@ -1,4 +1,4 @@
-"""What the library's sweeps have in common: the quickstart's models at any size, its rule, and what the dial turns.
+"""What the library's sweeps have in common: the quickstart's models at any size, the tuned rule, what the dial turns.
 
 The dial multiplies 6ND: sizes, horizons and warm-up grow with its square root, so D/N and a sweep's shape stay. Counted
 FLOPs grow by up to a third less, since attention, half as much again as 6ND at 5e3 parameters, is little at 1e6.
@@ -14,7 +14,11 @@ from models.errors import InputError
 from models.sizing import counts, fit_d_ff
 from scaling.run import RunConfig
 from sweeps.define import Runs, union
-from sweeps.library.quickstart import BASE, RULE, model
+from sweeps.hyperparameters import PowerRule
+from sweeps.library.quickstart import BASE, model
+
+# scaling sweep quickstart_tuning && scaling tune runs/quickstart_tuning
+RULE = PowerRule(c=0.003012, p=-0.447, q=-0.666, batch_size=2, n_range=(8376, 3.5e4), d_range=(2.5e5, 2e6))
 
 
 def base(dial: float = 1) -> RunConfig:
@@ -64,7 +68,7 @@ def of_width(d_model: int) -> ModelConfig:
 
 
 def tuned(runs: Iterable[RunConfig], scale: float = 1.0) -> Runs:
-    """Each run with `scale` times the learning rate of the quickstart's rule, at its N and the middle of the horizons.
+    """Each run with `scale` times the learning rate of the tuned rule, at its N and the middle of the horizons.
 
     The middle is the geometric mean over the runs that are equal in all else. One rate for all horizons costs a little
     at the ends, and lets them share a trunk.
