@@ -10,7 +10,7 @@ from sweeps.library._family import base, horizons, models
 
 N = (4.6e3, 1.3e4)
 D = (2.5e5, 7.5e5)
-LR = (0.003, 0.006, 0.012, 0.024, 0.048)
+LR = (0.003, 0.006, 0.012, 0.024, 0.048, 0.096)
 BATCH = (1, 2, 4)
 
 

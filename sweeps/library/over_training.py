@@ -11,9 +11,9 @@ from sweeps.define import Sweep, ladder
 from sweeps.library._family import base, models, tuned
 
 N = (4.6e3, 8.4e3, 1.3e4)
-M = (40, 80, 160, 320, 640)
+M = (40, 67, 113, 190, 320)
 
 
 def sweep(dial: float = 1) -> Sweep:
     runs = tuned(ladder(M, {"model": models(N, dial)}, base(dial)))
-    return Sweep(runs, holdout="D > 250 * N", law="over_training")
+    return Sweep(runs, holdout="D > 150 * N", law="over_training")
