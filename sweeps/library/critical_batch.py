@@ -7,8 +7,8 @@ several horizons, at a learning rate in the square root of the batch (Malladi et
 a target are interpolated between them. Merrill et al. (2505.23971) branch one trunk into the batch sizes instead, which
 measures the critical batch at that point of training; these are whole runs, so this is the one of all of training.
 
-Cost: 1.617e12 FLOPs of 2.581e12, 68 s on two CPU cores that did other work too. Result, to a loss of 1.765: S_min 260
-steps, B_crit 1,606 tokens [1,147, 2,285]. Below that loss large batches do relatively better: at 2e6 tokens, batch 8
+Cost: 1.617e12 FLOPs of 2.581e12, 68 s on two CPU cores that did other work too. Result: S_min 260 steps to a loss of
+1.765, B_crit 1,606 tokens [1,147, 2,285]. Below that loss large batches do relatively better: at 2e6 tokens, batch 8
 (1,024 tokens) has the lowest loss.
 """
 
