@@ -345,7 +345,7 @@ def check_fits(config: RunConfig, store: Any) -> None:
         limit = " by data.unique_tokens" if config.unique_windows else ""
         raise InputError(
             f"tokens = {config.tokens}: the corpus {config.data.source!r} holds {available:,} training tokens{limit}; "
-            "train on fewer, take a larger corpus, or allow repeats with data.repeat (--repeat)"
+            "train on fewer, or allow repeats with --repeat (data.repeat), or take a larger corpus"
         )
 
 

@@ -57,7 +57,7 @@ def test_the_dial_multiplies_compute(name):
 
 
 def test_a_dial_beyond_the_corpus_says_what_to_do():
-    with pytest.raises(InputError, match=r"holds .* training tokens; train on fewer, take a larger corpus"):
+    with pytest.raises(InputError, match=r"holds .* training tokens; .*--repeat .*, or take a larger corpus"):
         local.check(load_sweep("kaplan_n", 1000)[1])
     with pytest.raises(InputError, match="take a larger dial"):
         load_sweep("chinchilla_3", 0.01)
