@@ -32,6 +32,7 @@ class DataConfig:
     valid_fraction: float = 0.02  #: share of the corpus, by documents, that is only ever validated on
     seed: int = 0  #: of the data order
     repeat: bool = False  #: allow more tokens than the corpus holds
+    unique_tokens: int = field(default=0, metadata=ADDED)  #: train on only so many of the corpus; 0: all of it
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ class RunConfig:
         warmup = self.schedule.warmup_tokens
         if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
             raise InputError(f"schedule.warmup_tokens = {warmup!r}: expected a whole number of at least 0")
+        unique = self.data.unique_tokens
+        if isinstance(unique, bool) or not isinstance(unique, int) or not (unique == 0 or unique >= self.data.seq_len):
+            raise InputError(f"data.unique_tokens = {unique!r}: expected 0 (all), or at least one window of seq_len")
         choices = {
             "dtype": (self.dtype, ("float32", "bfloat16")),
             "optim.decay": (self.optim.decay, ("coupled", "independent")),
@@ -148,6 +152,11 @@ class RunConfig:
     def trained_tokens(self) -> int:
         """D as trained: steps times tokens per step, repeats counted."""
         return self.steps * self.tokens_per_step
+
+    @property
+    def unique_windows(self) -> int | None:
+        """Windows of the corpus that the run may see, whole ones of `data.unique_tokens`; None: all."""
+        return self.data.unique_tokens // self.data.seq_len or None
 
     @property
     def counts(self) -> Counts:
@@ -326,11 +335,18 @@ def check_fits(config: RunConfig, store: Any) -> None:
         )
     T = config.data.seq_len
     store.n_valid_windows(T)
-    available = store.n_train_windows(T) * T
-    if config.trained_tokens > available and not config.data.repeat:
+    held = store.n_train_windows(T) * T
+    if config.data.unique_tokens > held:
         raise InputError(
-            f"tokens = {config.tokens}: the corpus {config.data.source!r} holds {available:,} training tokens; "
-            "train on fewer, or allow repeats with --repeat"
+            f"data.unique_tokens = {config.data.unique_tokens:,}: the corpus {config.data.source!r} holds only "
+            f"{held:,} training tokens; take fewer, or 0 for all"
+        )
+    available = (config.unique_windows or held // T) * T
+    if config.trained_tokens > available and not config.data.repeat:
+        limit = " by data.unique_tokens" if config.unique_windows else ""
+        raise InputError(
+            f"tokens = {config.tokens}: the corpus {config.data.source!r} holds {available:,} training tokens{limit}; "
+            "train on fewer, or allow repeats with --repeat (data.repeat), or take a larger corpus"
         )
 
 

@@ -257,7 +257,8 @@ class Run:
         """
         config, T = self.config, self.config.data.seq_len
         B = config.batch_size
-        windows = batch_windows(self.store.n_train_windows(T), config.data.seed, step, B, steps=n).reshape(n, B)
+        n_windows, data_seed = self.store.n_train_windows(T), config.data.seed
+        windows = batch_windows(n_windows, data_seed, step, B, n, config.unique_windows).reshape(n, B)
         scalars = []
         for values in (self.lr, self.decay):
             scalars.append(np.zeros(CHUNK_STEPS, np.float32))
@@ -376,7 +377,7 @@ class Run:
             "train_loss": self.curve.recent_loss(),
             "steps": config.steps,
             "tokens": D,
-            "unique_tokens": min(D, store.n_train_windows(T) * T),
+            "unique_tokens": min(D, (config.unique_windows or store.n_train_windows(T)) * T),
             "n_nonembedding": n.n_nonembedding,
             "n_compute": n.n_compute,
             "n_total": n.n_total,

@@ -1,18 +1,23 @@
-"""Sweep definitions: a plain set of RunConfigs, made by a pure function, printable as a table. No JAX here.
+"""Sweep definitions: a plain set of RunConfigs, made by pure functions, printable as a table. No JAX here.
 
 A definition file has a function `sweep()` that returns a `Sweep`:
 
-    from scaling.run import RunConfig
     from sweeps.define import Sweep, grid
 
     def sweep():
         return Sweep(runs=grid({"n": [2e4, 4e4, 8e4], "tokens": [1e6, 2e6], "optim.lr": [0.01, 0.02]}))
+
+`grid`, `isoflop`, `ladder`, `horizons` and `listed` make runs; `product`, `seeds`, `where` and `union` make runs of
+runs. Each returns a tuple of RunConfigs without doubles. Which runs there are is all a definition says: what they share
+is found when they are launched.
 """
 
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,25 +26,26 @@ from typing import Any
 
 from models.config import ModelConfig, replace
 from models.errors import InputError
-from models.sizing import for_size
+from models.sizing import flops_per_token, for_size
 from scaling.data.hints import did_you_mean
 from scaling.run import RunConfig
+from sweeps.cost import align
+
+Runs = tuple[RunConfig, ...]
+Rule = Callable[[RunConfig], RunConfig]
+ROUNDING = 0.05  # of a D that follows from a budget or a ratio: more, and a step is too large for the run
 
 
 @dataclass(frozen=True)
 class Sweep:
     """Runs to train, and what is held out when a law is fitted to them. Raises InputError where there are none."""
 
-    runs: tuple[RunConfig, ...]
+    runs: Runs
     holdout: str | None = None  #: a pandas expression over the columns of the table of runs
     law: str = "auto"
 
     def __post_init__(self) -> None:
-        runs = tuple(self.runs)
-        for run in runs:
-            if not isinstance(run, RunConfig):
-                raise InputError(f"sweep: runs holds {run!r}, expected RunConfigs, such as grid(...) gives")
-        runs = tuple(dict.fromkeys(runs))
+        runs = union(self.runs)
         if not runs:
             raise InputError("sweep: defines no runs; give each axis at least one value")
         for name, value in {"holdout": self.holdout or "", "law": self.law}.items():
@@ -47,13 +53,17 @@ class Sweep:
                 raise InputError(f"sweep: {name} = {value!r}, expected a string")
         object.__setattr__(self, "runs", runs)
 
+    def __str__(self) -> str:
+        held = f"; held out: {self.holdout}" if self.holdout else ""
+        return f"{table_text(self.runs)}\n{len(self.runs)} runs, {sum(c.flops for c in self.runs):.4g} FLOPs{held}"
+
 
 def grid(
     axes: Mapping[str, Sequence[Any]],
     base: RunConfig | None = None,
-    rule: Callable[[RunConfig], RunConfig] | None = None,
+    rule: Rule | None = None,
     keep: Callable[[RunConfig], bool] | None = None,
-) -> tuple[RunConfig, ...]:
+) -> Runs:
     """Every combination of the axes' values, over `base`.
 
     axes: field path -> values, such as {"n": [2e4, 4e4], "tokens": [1e6, 2e6], "optim.lr": [0.01, 0.02]}.
@@ -61,20 +71,154 @@ def grid(
     rule: sets what follows from N and D (learning rate, batch), applied where the axes leave it open.
     keep: which combinations stay. Raises InputError on an unknown field, naming the nearest, or an unusable value.
     """
+    return cells(axes, None, base, rule, keep)
+
+
+def isoflop(
+    budgets: Sequence[float],
+    axes: Mapping[str, Sequence[Any]],
+    base: RunConfig | None = None,
+    rule: Rule | None = None,
+    keep: Callable[[RunConfig], bool] | None = None,
+) -> Runs:
+    """Slices of equal compute: every budget C with every combination of the axes (sizes above all); D = C over FLOPs
+    per token.
+
+    C is counted FLOPs, as `RunConfig.flops` (models.sizing.flops_per_token), not 6ND: at 1e4 parameters attention is a
+    third of the work, and a slice of equal 6ND would not be one of equal cost. Approach 2 of Hoffmann et al.
+    (2203.15556). Raises InputError where whole steps miss a budget by more than 5 %.
+    """
+    check_numbers("isoflop: budgets", budgets, "FLOPs")
+
+    def tokens(config: RunConfig) -> list[int]:
+        per_token = flops_per_token(config.model, config.data.seq_len)
+        return [max(1, round(C / per_token)) for C in budgets]
+
+    return cells(axes, tokens, base, rule, keep)
+
+
+def ladder(
+    ratios: float | Sequence[float],
+    axes: Mapping[str, Sequence[Any]],
+    base: RunConfig | None = None,
+    rule: Rule | None = None,
+    keep: Callable[[RunConfig], bool] | None = None,
+) -> Runs:
+    """Fixed tokens per parameter: D = ratio x n_compute for every ratio and every combination of the axes.
+
+    Raises InputError where whole steps miss D by more than 5 %.
+    """
+    ratios = [ratios] if isinstance(ratios, (int, float)) else ratios
+    check_numbers("ladder: ratios", ratios, "tokens per parameter")
+    return cells(axes, lambda c: [max(1, round(r * c.counts.n_compute)) for r in ratios], base, rule, keep)
+
+
+def horizons(
+    sizes: Mapping[float | ModelConfig, Sequence[float]],
+    axes: Mapping[str, Sequence[Any]] | None = None,
+    base: RunConfig | None = None,
+    rule: Rule | None = None,
+    keep: Callable[[RunConfig], bool] | None = None,
+) -> Runs:
+    """Horizons of its own for each size: {n_compute or ModelConfig: [D, ...]}, with every combination of `axes`."""
+    runs: Runs = ()
+    for size, tokens in sizes.items():
+        name = "model" if isinstance(size, ModelConfig) else "n"
+        runs += grid({name: [size], "tokens": tokens, **(axes or {})}, base, rule, keep)
+    return union(runs)
+
+
+def listed(rows: Iterable[Mapping[str, Any]], base: RunConfig | None = None, rule: Rule | None = None) -> Runs:
+    """Exactly these runs: each row is field path -> value over `base`, as in {"n": 1e5, "tokens": 2e6, "seed": 1}."""
+    return union(*(grid({name: [value] for name, value in row.items()}, base, rule) for row in rows))
+
+
+def product(runs: Iterable[RunConfig], axes: Mapping[str, Sequence[Any]], rule: Rule | None = None) -> Runs:
+    """Every run with every combination of the axes' values put over it: {"data.source": [...], "dtype": [...]}."""
+    return union(*(grid(axes, config, rule) for config in union(runs)))
+
+
+def seeds(runs: Iterable[RunConfig], count: int) -> Runs:
+    """Every run with the seeds 0 .. count - 1 of its initial parameters. The order of the data stays."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InputError(f"seeds: count = {count!r}: expected a whole number of at least 1")
+    return product(runs, {"seed": range(count)})
+
+
+def where(runs: Iterable[RunConfig], keep: Callable[[RunConfig], bool]) -> Runs:
+    """The runs for which `keep(run)` holds. Raises InputError where there are none."""
+    runs = union(runs)
+    kept = tuple(config for config in runs if keep(config))
+    if runs and not kept:
+        raise InputError(f"where: none of the {len(runs)} runs is kept; loosen the filter")
+    return kept
+
+
+def union(*parts: Iterable[RunConfig]) -> Runs:
+    """The runs of all parts in their order, each once. A Sweep is taken as its runs."""
+    parts = tuple(part.runs if isinstance(part, Sweep) else tuple(part) for part in parts)
+    for config in itertools.chain(*parts):
+        if not isinstance(config, RunConfig):
+            raise InputError(f"sweep: runs holds {config!r}, expected RunConfigs, such as grid(...) gives")
+    return tuple(dict.fromkeys(itertools.chain(*parts)))
+
+
+def table_text(runs: Iterable[RunConfig]) -> str:
+    """The runs as aligned columns: id, N, D, D/N, FLOPs, and every other field in which they differ."""
+    runs = union(runs)
+    values = {path: [value_at(config, path) for config in runs] for path in field_paths() if path != "tokens"}
+    differ = [path for path, column in values.items() if len(set(column)) > 1]
+    rows = [["run", "N (n_compute)", "D tokens", "D/N", "FLOPs", *differ]]
+    for i, config in enumerate(runs):
+        n, d = config.counts.n_compute, config.trained_tokens
+        shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (values[path][i] for path in differ)]
+        rows.append([config.run_id, f"{n:,}", f"{d:,}", f"{d / n:.3g}", f"{config.flops:.3g}", *shown])
+    return align(rows)
+
+
+def cells(
+    axes: Mapping[str, Sequence[Any]],
+    tokens: Callable[[RunConfig], Sequence[int]] | None,
+    base: RunConfig | None,
+    rule: Rule | None,
+    keep: Callable[[RunConfig], bool] | None,
+) -> Runs:
+    """Every combination of the axes, with every D that `tokens` gives for it; None: D is an axis, or the base's."""
     base = base or RunConfig()
     if "n" in axes and "model" in axes:
         raise InputError("axes: 'n' and 'model' both set the model; give one of them")
+    if tokens is not None and "tokens" in axes:
+        raise InputError("axes: 'tokens' follows from the budget or the ratio; leave the axis out, or use grid")
     for name, values in axes.items():
         check_axis(name, values)
     runs = []
     for values in itertools.product(*axes.values()):
         given = dict(zip(axes, values, strict=True))
-        config = configure(base, given)
-        if rule is not None:
-            config = configure(rule(config), {k: v for k, v in given.items() if k not in ("n", "model")})
-        if keep is None or keep(config):
+        plain = configure(base, given)
+        for D in [None] if tokens is None else tokens(plain):
+            config = plain if D is None else dataclasses.replace(plain, tokens=D)
+            if rule is not None:
+                config = configure(rule(config), {k: v for k, v in given.items() if k not in ("n", "model")})
+            if keep is not None and not keep(config):
+                continue
+            if D is not None and abs(config.trained_tokens / D - 1) > ROUNDING:
+                raise InputError(
+                    f"tokens = {D:,} at N = {config.counts.n_compute:,} is {D / config.tokens_per_step:.2g} steps of "
+                    f"{config.tokens_per_step:,} tokens; raise the budget or the ratio, or lower batch_size"
+                )
             runs.append(config)
-    return tuple(runs)
+    return union(runs)
+
+
+def check_numbers(what: str, values: Any, unit: str) -> None:
+    good = isinstance(values, Iterable) and not isinstance(values, str)
+    if not good or not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in values):
+        raise InputError(f"{what} = {values!r}: expected a list of positive numbers of {unit}")
+
+
+def value_at(config: RunConfig, path: str) -> Any:
+    head, _, tail = path.partition(".")
+    return getattr(getattr(config, head), tail) if tail else getattr(config, head)
 
 
 def check_axis(name: str, values: Any) -> None:
@@ -149,11 +293,15 @@ def typed(path: str, value: Any) -> Any:
     return value
 
 
-def load_sweep(name: str) -> tuple[str, Sweep]:
+def load_sweep(name: str, dial: float | None = None) -> tuple[str, Sweep]:
     """(short name, Sweep) of a named sweep in sweeps/library or of a definition file NAME.py.
 
-    Raises InputError for an unknown name (with the nearest), a file without `sweep()`, or one that fails.
+    dial: handed to `sweep(dial)`, which multiplies the compute by about that; None: the definition's own default.
+    Raises InputError for an unknown name (with the nearest), a file without `sweep()`, one that fails, or a dial that
+    the definition does not take.
     """
+    if dial is not None and not (isinstance(dial, (int, float)) and 0 < dial < math.inf):
+        raise InputError(f"dial = {dial!r}: expected a positive number, which multiplies the sweep's compute")
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():
@@ -171,7 +319,9 @@ def load_sweep(name: str) -> tuple[str, Sweep]:
         execute()
         if not callable(getattr(module, "sweep", None)):
             raise InputError(f"sweep file {name!r}: defines no function sweep() that returns a Sweep")
-        sweep = module.sweep()
+        if dial is not None and "dial" not in inspect.signature(module.sweep).parameters:
+            raise InputError(f"sweep {name!r}: takes no dial; leave --dial out, or write it as `def sweep(dial=1)`")
+        sweep = module.sweep() if dial is None else module.sweep(dial=dial)
     except InputError as error:
         raise InputError(f"{name}: {error}" if name not in str(error) else str(error)) from None
     except (Exception, SystemExit) as error:
@@ -182,5 +332,5 @@ def load_sweep(name: str) -> tuple[str, Sweep]:
 
 
 def library() -> list[str]:
-    """The names of the sweeps in sweeps/library."""
-    return sorted(p.stem for p in (Path(__file__).parent / "library").glob("*.py") if p.stem != "__init__")
+    """The names of the sweeps in sweeps/library; a file whose name begins with an underscore is no sweep."""
+    return sorted(p.stem for p in (Path(__file__).parent / "library").glob("*.py") if not p.stem.startswith("_"))

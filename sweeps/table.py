@@ -1,6 +1,7 @@
 """Run folders -> one tidy pandas table, a row a run. Columns and units: docs/conventions.md. No JAX here."""
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -79,7 +80,7 @@ def planned_row(config: RunConfig) -> dict:
         "status": "waiting",
         **counts._asdict(),
         "tokens": config.trained_tokens,
-        "unique_tokens": config.trained_tokens,
+        "unique_tokens": min(config.trained_tokens, (config.unique_windows or math.inf) * config.data.seq_len),
         "flops": config.flops,
         "flops_6nd": 6.0 * counts.n_compute * config.trained_tokens,
         "d_model": config.model.d_model,

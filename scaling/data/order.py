@@ -15,11 +15,12 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
 
-def window_indices(n_windows: int, data_seed: int, start: int, count: int) -> np.ndarray:
+def window_indices(n_windows: int, data_seed: int, start: int, count: int, n_unique: int | None = None) -> np.ndarray:
     """The windows at stream positions start .. start+count-1, int64 [count], each in [0, n_windows).
 
     Every n_windows positions from a multiple of n_windows hold each window once. A run that stops earlier, or takes
     its positions in other batches, sees the same stream. One call for many steps costs little more than for one.
+    With n_unique the stream is its own first n_unique windows over and over, each later epoch in an order of its own.
     """
     if n_windows < 1:
         raise InputError(f"n_windows: {n_windows} leaves nothing to order; give a corpus of more than seq_len tokens")
@@ -28,21 +29,31 @@ def window_indices(n_windows: int, data_seed: int, start: int, count: int) -> np
     if start < 0 or count < 0:
         raise InputError(f"start, count: {start}, {count}; neither may be negative")
     position = np.arange(start, start + count, dtype=np.uint64)
+    if n_unique is not None:
+        later = position >= np.uint64(n_unique)
+        position[later] = _window_at(position[later], n_unique, data_seed)
+    return _window_at(position, n_windows, data_seed).astype(np.int64)
+
+
+def batch_windows(
+    n_windows: int, data_seed: int, step: int, batch_size: int, steps: int = 1, n_unique: int | None = None
+) -> np.ndarray:
+    """The windows of the batches of `steps` steps, int64 [steps * batch_size]: positions step*batch_size onward."""
+    return window_indices(n_windows, data_seed, step * batch_size, steps * batch_size, n_unique)
+
+
+def _window_at(position: np.ndarray, n_windows: int, data_seed: int) -> np.ndarray:
+    """The window at each position of the unlimited stream; uint64."""
     epoch, value = position // np.uint64(n_windows), position % np.uint64(n_windows)
     if n_windows == 1:
-        return value.astype(np.int64)
+        return value
     key = _mix(epoch + np.uint64(_mix_int(data_seed)))
     value = _feistel(value, key, n_windows)
     outside = np.flatnonzero(value >= np.uint64(n_windows))
     while outside.size:
         value[outside] = _feistel(value[outside], key[outside], n_windows)
         outside = outside[value[outside] >= np.uint64(n_windows)]
-    return value.astype(np.int64)
-
-
-def batch_windows(n_windows: int, data_seed: int, step: int, batch_size: int, steps: int = 1) -> np.ndarray:
-    """The windows of the batches of `steps` steps, int64 [steps * batch_size]: positions step*batch_size onward."""
-    return window_indices(n_windows, data_seed, step * batch_size, steps * batch_size)
+    return value
 
 
 def _feistel(value: np.ndarray, key: np.ndarray, n_windows: int) -> np.ndarray:

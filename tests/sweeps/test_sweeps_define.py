@@ -1,5 +1,7 @@
 """Definitions: pure, checked, printable."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,22 @@ from models.config import ModelConfig
 from models.errors import InputError
 from scaling.run import OptimConfig, RunConfig
 from sweeps.cost import dry_run, duration
-from sweeps.define import Sweep, configure, field_paths, grid, library, load_sweep
+from sweeps.define import (
+    Sweep,
+    configure,
+    field_paths,
+    grid,
+    horizons,
+    isoflop,
+    ladder,
+    listed,
+    load_sweep,
+    product,
+    seeds,
+    table_text,
+    union,
+    where,
+)
 from sweeps.hyperparameters import PowerRule
 
 
@@ -65,6 +82,103 @@ def test_keep_filters():
     assert len(grid({"n": [2e4, 4e4], "tokens": [1e5, 4e5]}, keep=lambda c: c.tokens > 2e5)) == 2
 
 
+def test_isoflop_slices_cost_their_budget():
+    """In counted FLOPs, within the rounding to whole steps. At these sizes 6ND would be a third off."""
+    budgets = [3e11, 1.2e12]
+    runs = isoflop(budgets, {"n": [2e4, 4e4, 8e4], "seed": [0, 1]}, RunConfig(batch_size=2))
+    assert len(runs) == 12
+    for i, config in enumerate(runs):
+        C = budgets[i % 2]
+        assert abs(config.flops - C) <= 0.51 * config.flops / config.steps
+        assert 6 * config.counts.n_compute * config.trained_tokens < 0.9 * C
+    by_size = [[c.tokens for c in runs if c.counts == counts] for counts in dict.fromkeys(c.counts for c in runs)]
+    assert all(a > b for a, b in itertools.pairwise(by_size)), "a larger size has fewer tokens"
+
+
+def test_ladders_keep_their_tokens_per_parameter():
+    runs = ladder([20, 80], {"n": [2e4, 8e4]})
+    assert [round(c.trained_tokens / c.counts.n_compute) for c in runs] == [20, 80, 20, 80]
+    assert ladder(20, {"n": [2e4, 8e4]}) == runs[::2]
+
+
+def test_a_rule_sees_the_tokens_that_follow():
+    rule = PowerRule(c=0.01, p=0.0, q=-1.0, batch_size=2, n_range=(1, 2), d_range=(1, 2))
+    for config in ladder([20, 80], {"n": [2e4]}, rule=rule):
+        assert config.optim.lr == pytest.approx(0.01 * 1e6 / config.tokens, rel=5e-3)
+        assert config.batch_size == 2
+
+
+def test_horizons_belong_to_their_size():
+    small, large = ModelConfig(d_model=16, n_heads=2), ModelConfig(d_model=32, n_heads=2)
+    runs = horizons({small: [1e5, 2e5, 4e5], large: [1e5]}, {"seed": [0, 1]})
+    assert [(c.model is small, c.tokens, c.seed) for c in runs] == [
+        (True, 100_000, 0),
+        (True, 100_000, 1),
+        (True, 200_000, 0),
+        (True, 200_000, 1),
+        (True, 400_000, 0),
+        (True, 400_000, 1),
+        (False, 100_000, 0),
+        (False, 100_000, 1),
+    ]
+    assert [c.tokens for c in horizons({2e4: [1e5], 4e4: [2e5]})] == [100_000, 200_000]
+
+
+def test_lists_products_and_seeds():
+    runs = listed([{"n": 2e4, "tokens": 1e5}, {"tokens": 2e5, "optim.lr": 0.3}, {"n": 2e4, "tokens": 1e5}])
+    assert [(c.tokens, c.optim.lr) for c in runs] == [(100_000, 0.01), (200_000, 0.3)]
+    crossed = product(runs, {"optim.weight_decay": [0.0, 0.1], "dtype": ["float32", "bfloat16"]})
+    assert len(crossed) == 8
+    assert {(c.tokens, c.optim.lr) for c in crossed} == {(100_000, 0.01), (200_000, 0.3)}, "the runs' own values stay"
+    repeated = seeds(runs, 3)
+    assert [c.seed for c in repeated] == [0, 1, 2, 0, 1, 2]
+    assert {c.data.seed for c in repeated} == {0}
+
+
+def test_unions_and_filters_are_those_of_sets_in_order():
+    cheap = grid({"n": [2e4], "tokens": [1e5, 2e5]})
+    long = grid({"n": [2e4], "tokens": [4e5, 2e5]})
+    both = union(cheap, long)
+    assert [c.tokens for c in both] == [100_000, 200_000, 400_000]
+    assert union(both, cheap) == both
+    assert union(Sweep(cheap), long) == both
+    assert where(both, lambda c: c in cheap) == cheap
+    assert union(where(both, lambda c: c.tokens < 2e5), where(both, lambda c: c.tokens >= 2e5)) == both
+
+
+def test_a_sweep_prints_the_fields_that_differ():
+    sweep = Sweep(grid({"n": [2e4, 4e4], "tokens": [1e5], "optim.lr": [0.5, 0.25]}), holdout="flops > 2e10")
+    header, *rows, total = str(sweep).splitlines()
+    assert "optim.lr" in header
+    assert "model.d_model" in header
+    assert "batch_size" not in header
+    assert [row.split()[0] for row in rows] == [c.run_id for c in sweep.runs]
+    assert total == f"4 runs, {sum(c.flops for c in sweep.runs):.4g} FLOPs; held out: flops > 2e10"
+    assert table_text(sweep.runs) == "\n".join([header, *rows])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: isoflop([1e5], {"n": [2e4]}), "steps of 1,024 tokens; raise the budget or the ratio"),
+        (lambda: isoflop([1e11, -1], {"n": [2e4]}), "isoflop: budgets = [100000000000.0, -1]: expected a list"),
+        (lambda: isoflop(1e11, {"n": [2e4]}), "isoflop: budgets = 100000000000.0: expected a list"),
+        (lambda: isoflop([1e11], {"n": [2e4], "tokens": [1e5]}), "'tokens' follows from the budget or the ratio"),
+        (lambda: ladder([0], {"n": [2e4]}), "ladder: ratios = [0]: expected a list of positive numbers"),
+        (lambda: ladder([20], {"nn": [2e4]}), "axis 'nn': no such field of a run"),
+        (lambda: horizons({2e4: 1e5}), "axis 'tokens' = 100000.0: expected a list of values"),
+        (lambda: listed([{"tokenz": 5}]), "did you mean 'tokens'"),
+        (lambda: product([3], {"seed": [1]}), "runs holds 3, expected RunConfigs"),
+        (lambda: seeds([RunConfig()], 0), "seeds: count = 0"),
+        (lambda: where([RunConfig()], lambda c: False), "none of the 1 runs is kept"),
+    ],
+)
+def test_bad_definitions_are_named(make, message):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
@@ -94,18 +208,9 @@ def test_every_field_can_be_an_axis():
     for path, kind in field_paths().items():
         if path.startswith("model."):
             continue
-        value = {int: 3, float: 0.25, bool: True}.get(kind)
+        value = {int: 300, float: 0.25, bool: True}.get(kind)
         if value is not None:
             assert configure(RunConfig(), {path: value}).run_id
-
-
-@pytest.mark.parametrize("name", library())
-def test_library_sweeps_are_whole_and_documented(name):
-    """Each opens with its command; none holds a run that could not be made."""
-    short, sweep = load_sweep(name)
-    assert short == name
-    assert f"scaling sweep {name}" in __import__(f"sweeps.library.{name}", fromlist=["x"]).__doc__
-    assert len({c.run_id for c in sweep.runs}) == len(sweep.runs)
 
 
 def test_quickstart_is_what_the_readme_says():
@@ -146,6 +251,17 @@ def test_bad_definition_files_are_named(tmp_path, text, message):
         load_sweep(str(path))
     assert message in str(caught.value)
     assert "mine.py" in str(caught.value)
+
+
+def test_the_dial_is_handed_on_and_checked(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from sweeps.define import *\ndef sweep(dial=1): return Sweep(grid({'tokens': [1e5 * dial]}))")
+    assert [load_sweep(str(path), dial)[1].runs[0].tokens for dial in (None, 1, 3)] == [100_000, 100_000, 300_000]
+    for dial in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=r"dial = .*: expected a positive number"):
+            load_sweep(str(path), dial)
+    with pytest.raises(InputError, match="'quickstart': takes no dial"):
+        load_sweep("quickstart", 2)
 
 
 def test_unknown_names_offer_the_nearest():
