@@ -28,7 +28,7 @@ LOAD_SHARE = 0.4  # of that, where the compiled program is found in the cache
 RUN_SECONDS = 2.0  # of every run beyond its steps: set-up, validation, checkpoint, record
 START_SECONDS = 5.0  # of a worker, until it trains
 SPEEDS = "speeds.jsonl"
-NEAR_SIZE, NEAR_BATCH = 1.5, 1.5  # ratios within which a measurement speaks for a run
+NEAR_SIZE, NEAR_BATCH = 1.5, 1.5  # ratios to which measurements speak beyond their own sizes and batches
 LATEST = 5  # measurements of one shape that count; older ones are of older code
 
 
@@ -133,12 +133,11 @@ class Known:
             self.compiled = set()
 
     def near(self, config: RunConfig) -> bool:
-        """Whether a measurement speaks for this run."""
+        """Whether a measurement of about this size speaks for this run, or two that it lies between."""
         n, batch = config.counts.n_compute, config.batch_size
-        return any(
-            ratio(s.n_compute, n) <= NEAR_SIZE and ratio(s.batch_size, batch) <= NEAR_BATCH
-            for s in self.speeds.get(regime(config), ())
-        )
+        found = self.speeds.get(regime(config), ())
+        sizes = [s.n_compute for s in found if ratio(s.batch_size, batch) <= NEAR_BATCH]
+        return bool(sizes) and min(sizes) / NEAR_SIZE <= n <= max(sizes) * NEAR_SIZE
 
     def at(self, config: RunConfig, field: str, otherwise: float) -> float:
         """A field of `Speed` at this run's size, from measurements at the nearest batch; `otherwise` without any."""
