@@ -51,7 +51,7 @@ def measure_missing(
 
 
 def representatives(runs: Sequence[RunConfig]) -> list[RunConfig]:
-    """Of each regime the smallest shape, then those farthest in log N and log batch from any chosen: the largest next."""
+    """Of each regime the smallest shape, then the one farthest, in log N and log batch, from all chosen, and so on."""
     chosen = []
     for name in dict.fromkeys(map(regime, runs)):
         shapes = {shape_key(c): c for c in runs if regime(c) == name}
