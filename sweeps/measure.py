@@ -23,6 +23,7 @@ from scaling.run import RunConfig
 from sweeps.cost import Known, ratio, regime, remember_speed, shape_key
 
 SHAPES = 4  # of one regime: the smallest, the largest, and two between
+BUSY = 0.5  # load per core above which other work disturbs what is measured
 STEP_SECONDS = 3.0  # of timed steps per shape
 FIRST_STEPS = 3  # of the run that compiles: its first call is one step, so two are timed
 
@@ -41,6 +42,9 @@ def measure_missing(
     if not chosen:
         return known
     say(f"measuring {len(chosen)} shapes on {len(places)} workers")
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > BUSY * cores:
+        say(f"this machine is busy with other work (load {load:.1f} on {cores} cores): the time may be far off")
     for report in measured(chosen, places):
         config = chosen[report["shape"]]
         seconds = {name: report.get(name) for name in ("run_seconds", "load_seconds", "start_seconds")}
