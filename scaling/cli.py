@@ -200,10 +200,14 @@ def cmd_sweep(argv: list[str]) -> int:
     folder = args.out or Path("runs") / name
     if args.dry_run:
         from sweeps.cost import dry_run
+        from sweeps.measure import measure_missing
 
         local.check(sweep)
         finished = {c.run_id for c in sweep.runs if (folder / "runs" / c.run_id / "result.json").exists()}
-        print(dry_run(sweep.runs, len(local.placements(args.workers, len(sweep.runs))), finished))
+        left = [config for config in sweep.runs if config.run_id not in finished]
+        places = local.placements(args.workers, len(sweep.runs))
+        known = measure_missing(left, places, lambda line: print(line, file=sys.stderr, flush=True))
+        print(dry_run(sweep.runs, len(places), finished, known=known))
         return 0
     local.placements(args.workers, 1)
     execution = Execution(checkpoint_seconds=args.checkpoint_seconds, eval_every=args.eval_every, track=args.track)
