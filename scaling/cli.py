@@ -207,7 +207,7 @@ def cmd_sweep(argv: list[str]) -> int:
         left = [config for config in sweep.runs if config.run_id not in finished]
         places = local.placements(args.workers, len(sweep.runs))
         known = measure_missing(left, places, lambda line: print(line, file=sys.stderr, flush=True))
-        print(dry_run(sweep.runs, len(places), finished, known=known))
+        print(dry_run(sweep.runs, len(places), finished, known, not args.no_sharing))
         return 0
     local.placements(args.workers, 1)
     execution = Execution(checkpoint_seconds=args.checkpoint_seconds, eval_every=args.eval_every, track=args.track)

@@ -10,15 +10,17 @@ import json
 import math
 import os
 import platform
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from models.sizing import shape, training_bytes
 from scaling.data.cache import cache_root
 from scaling.run import RunConfig, canonical_json
 from scaling.runtime import compilation_cache
+from sweeps.execute import Unit, ledger, plan
 
 # Assumed where nothing was measured: (n_compute, FLOP/s of one core), from the quickstart's runs on a 2.4 GHz AMD EPYC
 # (Zen 3), flops / steps / timing.seconds_per_step of their result.json. Larger models run faster.
@@ -32,18 +34,14 @@ NEAR_SIZE, NEAR_BATCH = 1.5, 1.5  # ratios to which measurements speak beyond th
 LATEST = 5  # measurements of one shape that count; older ones are of older code
 
 
-class Unit(Protocol):
-    """A run of a plan: it begins at step `at` of the run `after`, or at 0 of none."""
+class Job(NamedTuple):
+    """A job of a schedule. With `after`, the index of another, it is ready so many seconds after that one began, or
+    with `ready` None once that one has ended.
+    """
 
-    config: RunConfig
-    after: str | None
-    at: int
-
-
-class Alone(NamedTuple):
-    config: RunConfig
-    after: str | None = None
-    at: int = 0
+    seconds: float
+    after: int | None = None
+    ready: float | None = None
 
 
 class Speed(NamedTuple):
@@ -190,106 +188,115 @@ def interpolated(points: Iterable[tuple[float, float]], x: float) -> float:
     return known[-1][1]
 
 
-def schedule_seconds(jobs: Sequence[tuple[float, int | None]], workers: int, running: Collection[int] = ()) -> float:
+def schedule_seconds(jobs: Sequence[Job], workers: int, running: Collection[int] = ()) -> float:
     """Seconds until all jobs are done by so many workers, each free worker taking the longest job that is ready.
 
-    A job is (seconds, index of the job that must end before it, or None). Those in `running` have begun.
-    Raises ValueError where jobs wait for each other in a circle.
+    Those in `running` have begun. Raises ValueError where jobs wait for each other in a circle.
     """
     children: dict[int, list[int]] = {}
-    ready: list[tuple[bool, float, int]] = []
-    for i, (needed, after) in enumerate(jobs):
-        if after is None or i in running:
-            ready.append((i not in running, -needed, i))
+    events: list[tuple[float, int, int]] = []  # (when, 0: a job ends or 1: becomes ready, which)
+    for i, job in enumerate(jobs):
+        if job.after is None or i in running:
+            events.append((0.0, 1, i))
         else:
-            children.setdefault(after, []).append(i)
-    heapq.heapify(ready)
-    busy: list[tuple[float, int]] = []
-    now, ended = 0.0, 0
-    while ready or busy:
-        while ready and len(busy) < workers:
+            children.setdefault(job.after, []).append(i)
+    heapq.heapify(events)
+    ready: list[tuple[bool, float, int]] = []  # those that run already first, then the longest
+    free, ended, last = workers, 0, 0.0
+    while events:
+        now, what, i = heapq.heappop(events)
+        if what == 1:
+            heapq.heappush(ready, (i not in running, -jobs[i].seconds, i))
+        else:
+            free, ended, last = free + 1, ended + 1, now
+        if events and events[0][0] == now:
+            continue  # all that happens at this moment, before a worker chooses
+        while free and ready:
             i = heapq.heappop(ready)[2]
-            heapq.heappush(busy, (now + jobs[i][0], i))
-        now, i = heapq.heappop(busy)
-        ended += 1
-        for child in children.get(i, ()):
-            heapq.heappush(ready, (True, -jobs[child][0], child))
+            free -= 1
+            heapq.heappush(events, (now + jobs[i].seconds, 0, i))
+            for child in children.get(i, ()):
+                delay = jobs[child].ready
+                delay = jobs[i].seconds if delay is None else min(delay, jobs[i].seconds)
+                heapq.heappush(events, (now + delay, 1, child))
     if ended < len(jobs):
         raise ValueError(f"{len(jobs) - ended} jobs wait for each other")
-    return now
+    return last
 
 
 def dry_run_json(
     runs: Sequence[RunConfig],
     workers: int,
     finished: Collection[str] = (),
-    units: Sequence[Unit] | None = None,
     known: Known | None = None,
+    sharing: bool = True,
 ) -> dict[str, Any]:
     """FLOPs wanted, spent and shared by the whole sweep, `seconds` for what is not in `finished` (ids), and the runs.
 
-    units: the plan of what is shared; without it every run is trained from its beginning. `seconds` counts the start of
-    the workers, compiling, and what each run costs beyond its steps.
+    `seconds` counts the start of the workers, compiling, and what each run costs beyond its steps.
     """
     known = known or Known(workers)
-    units = [Alone(config) for config in runs] if units is None else units
-    units = sorted(units, key=lambda u: (u.config.flops, u.config.run_id))
-    rows, jobs, index, met = [], [], {}, {}
-    left = [u for u in units if u.config.run_id not in finished]
-    # Dearest first, as workers take them: the first run of a shape compiles it, those beside it load it.
-    for i, unit in enumerate(sorted(left, key=lambda u: -u.config.flops)):
-        config, key = unit.config, shape_key(unit.config)
-        compiling = known.at(config, "compile_seconds", COMPILE_SECONDS)
-        loading = known.at(config, "load_seconds", LOAD_SHARE * compiling)
-        turn = met[key] = met.get(key, -1) + 1
-        first = 0.0 if turn >= workers else compiling if turn == 0 and key not in known.compiled else loading
-        beyond = known.at(config, "run_seconds", RUN_SECONDS)
-        index[config.run_id] = i
-        jobs.append((known.steps_seconds(config, config.steps - unit.at) + beyond + first, unit.after))
-    for unit in units:
-        config, i = unit.config, index.get(unit.config.run_id)
-        rows.append(
-            {
-                "run": config.run_id,
-                "model": shape(config.model),
-                "n_compute": config.counts.n_compute,
-                "tokens": config.trained_tokens,
-                "batch_size": config.batch_size,
-                "seq_len": config.data.seq_len,
-                "lr": config.optim.lr,
-                "steps": config.steps,
-                "flops": config.flops,
-                "flops_spent": config.flops * (config.steps - unit.at) / config.steps,
-                "after": unit.after,
-                "memory_bytes": training_bytes(config.model, config.batch_size, config.data.seq_len),
-                "seconds": 0.0 if i is None else round(jobs[i][0], 2),
-                "finished": i is None,
-            }
-        )
-    seconds = schedule_seconds([(needed, index.get(after)) for needed, after in jobs], workers) if jobs else 0.0
-    starts = [s.start_seconds for speeds in known.speeds.values() for s in speeds if s.start_seconds]
-    start = sorted(starts[-LATEST:])[len(starts[-LATEST:]) // 2] if starts else START_SECONDS
-    wanted, spent = (sum(row[name] for row in rows) for name in ("flops", "flops_spent"))
+    units = sorted(plan(runs, sharing), key=lambda u: (u.config.flops, u.run_id))
+    left = sorted((u for u in units if u.run_id not in finished), key=lambda u: -u.flops)  # as workers take them
+    jobs = dict(zip((u.run_id for u in left), jobs_of(left, workers, known), strict=True))
+    rows = [
+        {
+            "run": unit.run_id,
+            "model": shape(unit.config.model),
+            "n_compute": unit.config.counts.n_compute,
+            "tokens": unit.config.trained_tokens,
+            "batch_size": unit.config.batch_size,
+            "seq_len": unit.config.data.seq_len,
+            "lr": unit.config.optim.lr,
+            "steps": unit.config.steps,
+            "flops": unit.config.flops,
+            "flops_spent": unit.flops,
+            "after": unit.after,
+            "at": unit.at,
+            "memory_bytes": training_bytes(unit.config.model, unit.config.batch_size, unit.config.data.seq_len),
+            "seconds": round(jobs[unit.run_id].seconds, 2) if unit.run_id in jobs else 0.0,
+            "finished": unit.run_id in finished,
+        }
+        for unit in units
+    ]
+    starts = [s.start_seconds for speeds in known.speeds.values() for s in speeds if s.start_seconds][-LATEST:]
+    start = sorted(starts)[len(starts) // 2] if starts else START_SECONDS
     return {
-        "flops_wanted": wanted,
-        "flops_spent": spent,
-        "flops_shared": wanted - spent,
-        "seconds": round(seconds + (start if jobs else 0.0), 1),
+        **ledger(units),
+        "seconds": round(schedule_seconds(list(jobs.values()), workers) + start, 1) if jobs else 0.0,
         "workers": workers,
         "measured": all(known.near(unit.config) for unit in left),
         "runs": rows,
     }
 
 
+def jobs_of(units: Sequence[Unit], workers: int, known: Known) -> list[Job]:
+    """The runs as jobs of a schedule. The first of a shape compiles it; as many others as there are workers load it."""
+    index = {unit.run_id: i for i, unit in enumerate(units)}
+    jobs, firsts, met = [], [], Counter()
+    for unit in units:
+        config, key = unit.config, shape_key(unit.config)
+        compiling = known.at(config, "compile_seconds", COMPILE_SECONDS)
+        loading = known.at(config, "load_seconds", LOAD_SHARE * compiling)
+        first = 0.0 if met[key] >= workers else loading if met[key] or key in known.compiled else compiling
+        met[key] += 1
+        firsts.append(first)
+        beyond = known.at(config, "run_seconds", RUN_SECONDS) + first
+        trunk = index.get(unit.after)
+        ready = known.steps_seconds(config, unit.at) + (0.0 if trunk is None or trunk >= len(jobs) else firsts[trunk])
+        jobs.append(Job(known.steps_seconds(config, config.steps - unit.at) + beyond, trunk, ready))
+    return jobs
+
+
 def dry_run(
     runs: Sequence[RunConfig],
     workers: int,
     finished: Collection[str] = (),
-    units: Sequence[Unit] | None = None,
     known: Known | None = None,
+    sharing: bool = True,
 ) -> str:
     """`dry_run_json` as a table, a row a run, and the totals."""
-    result = dry_run_json(runs, workers, finished, units, known)
+    result = dry_run_json(runs, workers, finished, known, sharing)
     header = ["run", "model", "N (n_compute)", "D tokens", "batch", "lr", "steps", "FLOPs", "memory", "time", ""]
     rows = [
         [
@@ -303,7 +310,7 @@ def dry_run(
             f"{row['flops']:.3g}",
             f"{row['memory_bytes'] / 2**20:,.0f} MiB",
             "" if row["finished"] else duration(row["seconds"]),
-            "finished" if row["finished"] else f"after {row['after']}" if row["after"] else "",
+            "finished" if row["finished"] else f"from step {row['at']:,}" if row["at"] else "",
         ]
         for row in result["runs"]
     ]

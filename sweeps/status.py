@@ -12,11 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from models.errors import InputError
 from scaling.run import RunConfig, read_config, read_json, read_result
-from sweeps.cost import align, duration, interpolated, schedule_seconds
+from sweeps.cost import Job, align, duration, interpolated, schedule_seconds
+from sweeps.execute import Unit, read_plan
 from sweeps.table import is_held, read_progress, run_folders
 
 STATES = ("running", "failed", "damaged", "waiting", "diverged", "finished")
@@ -25,14 +26,6 @@ COUPLED_RUNS = 10  # from here on the coupled law, of 6 parameters, which fits s
 LOG_BYTES, LOG_LINES = 65_536, 5
 REFRESH_SECONDS = 2.0
 DAMAGE = (InputError, OSError, ValueError, TypeError, KeyError, ArithmeticError)
-
-
-class Unit(NamedTuple):
-    """A run as plan.json has it: it begins at step `at` of the run `after`, or at 0 of none."""
-
-    config: RunConfig
-    after: str | None
-    at: int
 
 
 def sweep_status(folder: Path) -> dict[str, Any]:
@@ -44,7 +37,7 @@ def sweep_status(folder: Path) -> dict[str, Any]:
     """
     folders = run_folders(folder)
     sweep = read_json(folder / "sweep.json") if (folder / "sweep.json").exists() else {}
-    units, notes = read_plan(folder)
+    units, notes = planned(folder)
     runs = [run_status(run, units.get(run.name), bool(sweep)) for run in folders]
     for run in runs:
         if run["status"] == "failed":
@@ -69,23 +62,14 @@ def sweep_status(folder: Path) -> dict[str, Any]:
     }
 
 
-def read_plan(folder: Path) -> tuple[dict[str, Unit], list[str]]:
-    """The units of plan.json by run id, and what is to be said of it; units that cannot be read are left out."""
+def planned(folder: Path) -> tuple[dict[str, Unit], list[str]]:
+    """The units of plan.json by run id, and what is to be said of it: without a plan, or with a damaged one, none."""
     if not (folder / "plan.json").exists():
         return {}, []
-    units, bad = {}, 0
     try:
-        listed = read_json(folder / "plan.json").get("units")
-        for unit in listed if isinstance(listed, list) else [None]:
-            try:
-                config = RunConfig.from_dict(unit["config"])
-                at = min(int(unit.get("at") or 0), config.steps) if unit.get("after") else 0
-                units[config.run_id] = Unit(config, unit.get("after"), at)
-            except (*DAMAGE, AttributeError):
-                bad += 1
-    except DAMAGE:
-        bad += 1
-    return units, ["plan.json is damaged; launch the sweep again to write it anew"] if bad else []
+        return {unit.run_id: unit for unit in read_plan(folder)[1]}, []
+    except (*DAMAGE, AttributeError):
+        return {}, ["plan.json is damaged; launch the sweep again to write it anew"]
 
 
 def run_status(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
@@ -113,7 +97,6 @@ def looked_at(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
         return {"status": "waiting", **failure(folder)}
     if named and config.run_id != folder.name:
         raise InputError(f"{folder}: config.json is of another run ({config.run_id})")
-    at = unit.at if unit else 0
     result = read_result(folder) if began else None
     if result is not None:
         return {"run": config.run_id, **ended(folder, config, result)}
@@ -121,10 +104,11 @@ def looked_at(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
     state = read_progress(folder) if began else {}
     state = state if isinstance(state, dict) else {}
     step, loss = number(state, "step"), number(state, "loss")
-    if step is not None:
-        at = min(number(state, "branched_at_step", at), step)
-        own = step - at
-    entry |= flops_of(config, at, own if step is not None else 0.0)
+    if step is None:  # not begun, as far as is known: as planned
+        entry |= flops_of(config, unit.at if unit else 0, 0.0)
+    else:
+        at = min(branched_at(folder), step)
+        entry |= flops_of(config, at, step - at)
     entry |= {"step": step, "loss": loss}
     if entry["status"] == "running":
         rate = number(state, "tokens_per_second")
@@ -133,6 +117,14 @@ def looked_at(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
             entry["pace"] = (config.counts.n_compute, rate * config.flops / config.trained_tokens, 0.0)
         return entry
     return entry | failure(folder)
+
+
+def branched_at(folder: Path) -> int:
+    """The step at which a run that has begun took over another's state; 0 where it began by itself."""
+    try:
+        return number(read_json(folder / "branch.json"), "at", 0)
+    except InputError:
+        return 0
 
 
 def ended(folder: Path, config: RunConfig, result: dict[str, Any]) -> dict[str, Any]:
@@ -146,8 +138,9 @@ def ended(folder: Path, config: RunConfig, result: dict[str, Any]) -> dict[str, 
         last = min(number(result, "diverged_at_step", config.steps), config.steps)
     at = min(number(result, "branched_at_step", 0), last)
     entry = {"status": result["status"], "loss": loss, "step": last, **flops_of(config, at, last - at)}
-    entry |= {"flops_spent": number(result, "flops_spent", entry["flops_spent"]), "flops_left": 0.0}
+    entry["flops_left"] = 0.0
     if result["status"] == "finished":
+        entry["flops_spent"] = number(result, "flops_spent", entry["flops_spent"])
         entry["flops_shared"] = config.flops - entry["flops_spent"]
     timing = result.get("timing")
     timing = timing if isinstance(timing, dict) else {}
@@ -233,13 +226,22 @@ def seconds_left(runs: Sequence[dict[str, Any]]) -> float | None:
     rest = rests[len(rests) // 2] if rests else 0.0
     open_runs = running + [run for run in runs if run["status"] == "waiting" and run["flops"]]
     index = {run["run"]: i for i, run in enumerate(open_runs)}
+    speeds = [pace[:2] for pace in paces]
     jobs = []
     for run in open_runs:
-        needed = run["seconds_left"]
-        if needed is None:
-            needed = run["flops_left"] / interpolated([pace[:2] for pace in paces], run["n_compute"])
-        jobs.append((needed + rest, index.get(run["after"])))
+        speed = interpolated(speeds, run["n_compute"])
+        needed = run["flops_left"] / speed if run["seconds_left"] is None else run["seconds_left"]
+        trunk, ready = index.get(run["after"]), 0.0
+        if trunk is not None:  # ready once the trunk has made the steps that both share
+            ahead = run["flops_shared"] - (run_done(open_runs[trunk]) if trunk < len(running) else 0.0)
+            ready = max(0.0, ahead) / speed
+        jobs.append(Job(needed + rest, trunk, ready))
     return round(schedule_seconds(jobs, len(running), running=range(len(running))), 1)
+
+
+def run_done(run: dict[str, Any]) -> float:
+    """FLOPs of the steps that a run has behind it, its own or another's."""
+    return run["flops"] - run["flops_left"]
 
 
 def add_forecasts(runs: Sequence[dict[str, Any]], law: Any) -> dict[str, Any]:

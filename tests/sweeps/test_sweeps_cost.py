@@ -17,7 +17,7 @@ from sweeps.cost import (
     RUN_SECONDS,
     SPEEDS,
     START_SECONDS,
-    Alone,
+    Job,
     Known,
     dry_run,
     dry_run_json,
@@ -25,6 +25,7 @@ from sweeps.cost import (
     remember_speed,
     schedule_seconds,
 )
+from sweeps.execute import plan
 
 
 @pytest.fixture(autouse=True)
@@ -37,18 +38,27 @@ def config(d=16, tokens=100_000, **fields) -> RunConfig:
     return RunConfig(model=ModelConfig(d_model=d, n_layers=2, n_heads=2), tokens=tokens, **fields)
 
 
+def schedule(*jobs, workers, running=()):
+    return schedule_seconds([Job(*job) for job in jobs], workers, running)
+
+
 def test_schedules_by_hand():
-    assert schedule_seconds([], 3) == 0.0
-    assert schedule_seconds([(2, None)] * 5, 2) == 6.0
-    assert schedule_seconds([(5, None), (4, None), (3, None), (2, None)], 2) == 7.0
+    assert schedule(workers=3) == 0.0
+    assert schedule(*[(2,)] * 5, workers=2) == 6.0
+    assert schedule((5,), (4,), (3,), (2,), workers=2) == 7.0
     # Children wait for their parent, even where a worker is idle.
-    assert schedule_seconds([(5, None), (4, 0), (3, 0)], 2) == 9.0
-    assert schedule_seconds([(1, None), (4, 0), (3, None)], 2) == 5.0
-    assert schedule_seconds([(3, 1), (2, 2), (1, None)], 8) == 6.0
+    assert schedule((5,), (4, 0), (3, 0), workers=2) == 9.0
+    assert schedule((1,), (4, 0), (3,), workers=2) == 5.0
+    assert schedule((3, 1), (2, 2), (1,), workers=8) == 6.0
+    # A branch is ready once its trunk has come so far, counted from when the trunk began; not later than its end.
+    assert schedule((10,), (2, 0, 3.0), workers=2) == 10.0
+    assert schedule((10,), (9, 0, 3.0), workers=2) == 12.0
+    assert schedule((10,), (9, 0, 99.0), workers=2) == 19.0
+    assert schedule((10,), (2, 0, 3.0), workers=1) == 12.0
     # What runs already keeps its worker, though a longer job is ready, and though its parent is not done.
-    assert schedule_seconds([(1, None), (5, None), (2, 1)], 2, running=[0, 2]) == 6.0
+    assert schedule((1,), (5,), (2, 1), workers=2, running=[0, 2]) == 6.0
     with pytest.raises(ValueError, match="2 jobs wait"):
-        schedule_seconds([(1, None), (1, 2), (1, 1)], 2)
+        schedule((1,), (1, 2), (1, 1), workers=2)
 
 
 def test_schedules_keep_the_bounds_of_any_list_schedule():
@@ -58,10 +68,10 @@ def test_schedules_keep_the_bounds_of_any_list_schedule():
         jobs, chain = [], []
         for i in range(rng.randint(1, 20)):
             after = rng.randrange(i) if i and rng.random() < 0.5 else None
-            jobs.append((rng.uniform(0.1, 5.0), after))
-            chain.append(jobs[-1][0] + (chain[after] if after is not None else 0.0))
+            jobs.append(Job(rng.uniform(0.1, 5.0), after))
+            chain.append(jobs[-1].seconds + (chain[after] if after is not None else 0.0))
         workers = rng.randint(1, 5)
-        mean = sum(seconds for seconds, _ in jobs) / workers
+        mean = sum(job.seconds for job in jobs) / workers
         found = schedule_seconds(jobs, workers)
         assert max(mean, max(chain)) - 1e-9 <= found <= mean + max(chain) + 1e-9
 
@@ -115,25 +125,27 @@ def test_a_speed_speaks_for_near_sizes_in_its_regime():
 
 def test_a_dry_run_adds_up():
     """Two workers; nothing measured: every constant is assumed, each shape compiled once and loaded once."""
-    long, short, other = config(16, 1_000_000), config(16, 500_000), config(64, 1_000_000)
-    at = int(0.8 * short.steps)
-    units = [Alone(long), Alone(short, long.run_id, at), Alone(other)]
+    runs = [config(16, 1_000_000), config(16, 500_000), config(64, 1_000_000)]
+    long, short, other = runs
+    at = plan(runs)[1].at
+    assert at == int(0.8 * short.steps)
     known = Known(2)
-    result = dry_run_json([long, short, other], 2, units=units)
+    result = dry_run_json(runs, 2)
     spent = long.flops + other.flops + short.flops * (short.steps - at) / short.steps
-    assert result["flops_wanted"] == long.flops + short.flops + other.flops
+    assert result["flops_wanted"] == sum(run.flops for run in runs)
     assert result["flops_spent"] == pytest.approx(spent, rel=1e-12)
     assert result["flops_shared"] == pytest.approx(result["flops_wanted"] - spent)
-    first = known.steps_seconds(long, long.steps) + RUN_SECONDS + COMPILE_SECONDS
-    then = known.steps_seconds(short, short.steps - at) + RUN_SECONDS + LOAD_SHARE * COMPILE_SECONDS
-    beside = known.steps_seconds(other, other.steps) + RUN_SECONDS + COMPILE_SECONDS
-    assert result["seconds"] == pytest.approx(START_SECONDS + max(first + then, beside), abs=0.06)
+    trunk, beside = (known.steps_seconds(run, run.steps) + RUN_SECONDS + COMPILE_SECONDS for run in (long, other))
+    branch = known.steps_seconds(short, short.steps - at) + RUN_SECONDS + LOAD_SHARE * COMPILE_SECONDS
+    assert result["seconds"] == pytest.approx(START_SECONDS + max(min(trunk, beside) + branch, trunk, beside), abs=0.06)
     assert not result["measured"]
-    text = dry_run([long, short, other], 2, units=units)
-    assert f"after {long.run_id}" in text
+    alone = dry_run_json(runs, 2, sharing=False)
+    assert (alone["flops_spent"], alone["flops_shared"]) == (result["flops_wanted"], 0.0)
+    text = dry_run(runs, 2)
+    assert f"from step {at}" in text
     assert "not measured on this machine" in text
     assert f"{result['flops_shared']:.4g} shared" in text
-    done = dry_run_json([long, short, other], 2, {c.run_id for c in (long, short, other)}, units)
+    done = dry_run_json(runs, 2, {run.run_id for run in runs})
     assert done["seconds"] == 0.0
     assert done["flops_wanted"] == result["flops_wanted"]
 

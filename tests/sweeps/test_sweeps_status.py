@@ -12,6 +12,7 @@ from models.config import ModelConfig
 from scaling.cli import main
 from scaling.run import RunConfig, write_atomically
 from sweeps import status as status_module
+from sweeps.execute import plan, write_plan
 from sweeps.status import status_text, sweep_status, watch, watch_here
 
 
@@ -26,21 +27,16 @@ RUNS = [
 ]
 
 
-def sweep_folder(folder, configs=RUNS, units=True):
+def sweep_folder(folder, configs=RUNS, planned=True):
     """A launched sweep, nothing begun: sweep.json, and plan.json with each size's shorter runs after its longest."""
     folder.mkdir(exist_ok=True)
     (folder / "runs").mkdir()
     ids = [config.run_id for config in configs]
     (folder / "sweep.json").write_text(json.dumps({"name": "mine", "holdout": None, "law": "auto", "runs": ids}))
-    plan = []
-    for config in configs:
-        longest = max((c for c in configs if c.model == config.model), key=lambda c: c.tokens)
-        after = None if config is longest else longest.run_id
-        at = round(0.8 * config.steps) if after else 0
-        plan.append({"id": config.run_id, "config": config.to_dict(), "after": after, "at": at, "saves": []})
-    if units:
-        (folder / "plan.json").write_text(json.dumps({"units": plan}))
-    return folder, {unit["id"]: unit for unit in plan}
+    units = plan(configs)
+    if planned:
+        write_plan(folder, units, "launch")
+    return folder, {unit.run_id: unit for unit in units}
 
 
 def begin(folder, config):
@@ -81,13 +77,14 @@ def test_every_state_is_told_and_the_flops_add_up(tmp_path, held):
     folder, units = sweep_folder(tmp_path / "s")
     done, branch, lost, running, starting, failed, *_ = RUNS
     finish(folder, done)
-    at = units[branch.run_id]["at"]
+    at = units[branch.run_id].at
     finish(folder, branch, at=at)
     finish(folder, lost, status="diverged", loss=None, diverged_at_step=10)
     run = begin(folder, running)
-    half = (units[running.run_id]["at"] + running.steps) // 2
+    half = (units[running.run_id].at + running.steps) // 2
     state = {"step": half, "steps": running.steps, "loss": 2.5, "tokens_per_second": 1e5, "seconds_left": 12.0}
     (run / "progress.json").write_text(json.dumps(state))
+    (run / "branch.json").write_text(json.dumps({"from": units[running.run_id].after, "at": units[running.run_id].at}))
     begin(folder, starting)
     held |= {running.run_id, starting.run_id}
     run = begin(folder, failed)
@@ -101,7 +98,7 @@ def test_every_state_is_told_and_the_flops_add_up(tmp_path, held):
     assert counted == {"done": 2, "running": 2, "waiting": 3, "failed": 1, "diverged": 1, "damaged": 0}
     a_step = {c: c.flops / c.steps for c in RUNS}
     by_hand = done.flops + a_step[branch] * (branch.steps - at) + a_step[lost] * 10
-    by_hand += a_step[running] * (half - units[running.run_id]["at"])
+    by_hand += a_step[running] * (half - units[running.run_id].at)
     assert status["flops_spent"] == pytest.approx(by_hand, rel=1e-9)
     assert status["flops_wanted"] == pytest.approx(sum(c.flops for c in RUNS), rel=1e-12)
     left_by_diverged = a_step[lost] * (lost.steps - 10)
@@ -126,7 +123,7 @@ def test_time_left_follows_the_plan_and_the_pace(tmp_path, held):
     finish(folder, RUNS[2], timing={"seconds": RUNS[2].steps * 0.01 + 1.0, "seconds_per_step": 0.01})
     begin(folder, RUNS[1])
     held.add(RUNS[1].run_id)
-    steps = sum(c.steps - units[c.run_id]["at"] for c in RUNS[:2])
+    steps = sum(c.steps - units[c.run_id].at for c in RUNS[:2])
     assert sweep_status(folder)["seconds_left"] == pytest.approx(steps * 0.01 + 2.0, abs=0.06)
     held.clear()
     assert sweep_status(folder)["seconds_left"] is None
@@ -134,7 +131,7 @@ def test_time_left_follows_the_plan_and_the_pace(tmp_path, held):
 
 
 def test_old_results_and_sweeps_without_a_plan(tmp_path, held):
-    folder, _ = sweep_folder(tmp_path / "s", units=False)
+    folder, _ = sweep_folder(tmp_path / "s", planned=False)
     finish(folder, RUNS[0])
     status = sweep_status(folder)
     assert (status["flops_spent"], status["flops_shared"]) == (RUNS[0].flops, 0.0)
