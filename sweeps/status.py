@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ REFRESH_SECONDS = 2.0
 DAMAGE = (InputError, OSError, ValueError, TypeError, KeyError, ArithmeticError)
 
 
-def sweep_status(folder: Path) -> dict[str, Any]:
+def sweep_status(folder: Path, workers: int = 0) -> dict[str, Any]:
     """All that is known of the sweep, or of the single run, in `folder`, as plain JSON.
+
+    workers: how many were at work a moment ago: between two runs a worker holds none.
 
     FLOPs of whole runs: wanted = spent + shared + left, but for what diverged runs leave. Shared: what a run need not
     spend as it begins from another run's checkpoint, as its result says, or for runs not finished the plan.
@@ -55,7 +57,7 @@ def sweep_status(folder: Path) -> dict[str, Any]:
         "flops_wanted": total(runs, "flops"),
         **counted,
         "tokens_per_second": total(runs, "tokens_per_second"),
-        "seconds_left": seconds_left(runs),
+        "seconds_left": seconds_left(runs, workers),
         "forecast": add_forecasts(runs, sweep.get("law")),
         "notes": notes,
         "runs": [{k: v for k, v in run.items() if k != "pace"} for run in runs],
@@ -214,16 +216,17 @@ def end_of(path: Path) -> list[str]:
         return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
 
 
-def seconds_left(runs: Sequence[dict[str, Any]]) -> float | None:
-    """Until all that waits is done, by as many workers as are at work now, at the pace of this sweep's own runs."""
+def seconds_left(runs: Sequence[dict[str, Any]], workers: int) -> float | None:
+    """Until all that waits is done, by as many workers as are at work, at the pace of this sweep's own runs."""
     running = [run for run in runs if run["status"] == "running"]
     if not running:
         return None if any(run["flops_left"] for run in runs) else 0.0
     paces = [run["pace"] for run in runs if "pace" in run]
     if not paces:
         return None
-    rests = sorted(rest for _, _, rest in paces if rest)
-    rest = rests[len(rests) // 2] if rests else 0.0
+    # What a run takes beyond its steps: more where its size is the first of it, which compiles.
+    rests = sorted(rest for _, _, rest in paces if rest) or [0.0]
+    met = {n for n, _, _ in paces}
     open_runs = running + [run for run in runs if run["status"] == "waiting" and run["flops"]]
     index = {run["run"]: i for i, run in enumerate(open_runs)}
     speeds = [pace[:2] for pace in paces]
@@ -231,12 +234,13 @@ def seconds_left(runs: Sequence[dict[str, Any]]) -> float | None:
     for run in open_runs:
         speed = interpolated(speeds, run["n_compute"])
         needed = run["flops_left"] / speed if run["seconds_left"] is None else run["seconds_left"]
+        rest = rests[0] if run["n_compute"] in met else rests[len(rests) // 2]
         trunk, ready = index.get(run["after"]), 0.0
         if trunk is not None:  # ready once the trunk has made the steps that both share
             ahead = run["flops_shared"] - (run_done(open_runs[trunk]) if trunk < len(running) else 0.0)
             ready = max(0.0, ahead) / speed
         jobs.append(Job(needed + rest, trunk, ready))
-    return round(schedule_seconds(jobs, len(running), running=range(len(running))), 1)
+    return round(schedule_seconds(jobs, max(workers, len(running)), running=range(len(running))), 1)
 
 
 def run_done(run: dict[str, Any]) -> float:
@@ -332,9 +336,10 @@ def watch(folder: Path, show: Callable[[dict[str, Any]], None], every: float = R
 
     A failed run may be on its way to another attempt, so with failures the end is believed at the second look.
     """
-    ends = 0
+    ends, workers = 0, deque([0], maxlen=5)
     while True:
-        status = sweep_status(folder)
+        status = sweep_status(folder, max(workers))
+        workers.append(status["running"])
         show(status)
         over = not status["running"] and not status["waiting"]
         ends = ends + 1 if over else 0
