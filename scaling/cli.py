@@ -200,10 +200,14 @@ def cmd_sweep(argv: list[str]) -> int:
     folder = args.out or Path("runs") / name
     if args.dry_run:
         from sweeps.cost import dry_run
+        from sweeps.measure import measure_missing
 
         local.check(sweep)
         finished = {c.run_id for c in sweep.runs if (folder / "runs" / c.run_id / "result.json").exists()}
-        print(dry_run(sweep.runs, len(local.placements(args.workers, len(sweep.runs))), finished))
+        left = [config for config in sweep.runs if config.run_id not in finished]
+        places = local.placements(args.workers, len(sweep.runs))
+        known = measure_missing(left, places, lambda line: print(line, file=sys.stderr, flush=True))
+        print(dry_run(sweep.runs, len(places), finished, known, not args.no_sharing))
         return 0
     local.placements(args.workers, 1)
     execution = Execution(checkpoint_seconds=args.checkpoint_seconds, eval_every=args.eval_every, track=args.track)
@@ -220,32 +224,23 @@ def cmd_sweep(argv: list[str]) -> int:
 
 
 def cmd_status(argv: list[str]) -> int:
-    parser = command("status", "scaling status runs/quickstart", "How a sweep or a run stands.")
+    parser = command(
+        "status",
+        "scaling status runs/quickstart --watch",
+        "How a sweep or a run stands: what is done, running and left, losses against the law's forecast, failures.",
+    )
     parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--watch", action="store_true", help="look again every 2 s, until nothing runs or waits")
+    parser.add_argument("--json", action="store_true", help="one JSON object; with --watch a line at each change")
     args = parser.parse_args(argv)
 
-    from collections import Counter
+    from sweeps.status import status_text, sweep_status, watch_here
 
-    from scaling.run import read_json
-    from sweeps.table import read_progress, run_folders
-    from sweeps.table import row as row_of
-
-    folders = run_folders(args.folder)
-    rows = [row_of(folder) for folder in folders]
-    by_status = Counter("waiting" if r is None else r["status"] for r in rows)
-    print(f"{args.folder}: {len(folders)} runs: " + ", ".join(f"{n} {status}" for status, n in by_status.items()))
-    for folder, row in zip(folders, rows, strict=True):
-        if row is None:
-            continue
-        line = f"  {row['run']}  N {row['n_compute']:>12,}  D {row['tokens']:>14,}  {row['status']:10s}"
-        if row["status"] == "finished":
-            line += f" loss {row['loss']:.4f}"
-        elif row["status"] in ("running", "unfinished") and (state := read_progress(folder)):
-            line += f" step {state['step']} of {state['steps']}, loss {state['loss']:.3f}"
-            line += f", {state['seconds_left']:.0f} s left"
-        elif row["status"] == "failed":
-            line += f" {read_json(folder / 'failed.json').get('reason')}"
-        print(line)
+    if args.watch:
+        watch_here(args.folder, args.json)
+        return 0
+    status = sweep_status(args.folder)
+    print(json.dumps(status, indent=1) if args.json else status_text(status))
     return 0
 
 

@@ -12,6 +12,11 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
+def compilation_cache() -> Path:
+    """Where compiled programs are kept from process to process."""
+    return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_root() / "compiled")
+
+
 def set_up_jax(cpu_devices: int = 1) -> None:
     """Turns on the persistent compilation cache and exact GPU programs. To be called before the first computation.
 
@@ -31,7 +36,6 @@ def set_up_jax(cpu_devices: int = 1) -> None:
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     # A program is compiled once a machine, not once a process: compiling costs seconds, as much as a small run.
-    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_root() / "compiled")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

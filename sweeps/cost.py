@@ -1,85 +1,325 @@
-"""What a sweep will cost before it is launched: FLOPs, memory, and time, from what this machine has measured."""
+"""What a sweep will cost before it is launched: FLOPs, memory, and time, from what this machine has measured.
 
+speeds.jsonl in the cache holds a line a measurement: by `sweeps.measure` before a launch, and by each run trained.
+"""
+
+import functools
+import heapq
+import itertools
 import json
 import math
-from collections.abc import Sequence
+import os
+import platform
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from models.sizing import shape, training_bytes
 from scaling.data.cache import cache_root
-from scaling.run import RunConfig
+from scaling.run import RunConfig, canonical_json
+from scaling.runtime import compilation_cache
+from sweeps.execute import Unit, ledger, plan
 
-# Assumed of a machine that has run nothing yet: (n_compute, FLOP/s of one core), from the quickstart's runs on a
-# 2.4 GHz AMD EPYC (Zen 3), flops / steps / timing.seconds_per_step of their result.json. Larger models run faster.
+# Assumed where nothing was measured: (n_compute, FLOP/s of one core), from the quickstart's runs on a 2.4 GHz AMD EPYC
+# (Zen 3), flops / steps / timing.seconds_per_step of their result.json. Larger models run faster.
 REFERENCE = ((8.4e3, 7.8e9), (2.0e4, 1.2e10), (3.5e4, 1.6e10), (6.7e4, 2.2e10), (1.3e5, 2.6e10))
-COMPILE_SECONDS = 8.0  # per shape of run
+COMPILE_SECONDS = 8.0  # of the first run of a shape on a machine, beyond what every run costs
+LOAD_SHARE = 0.4  # of that, where the compiled program is found in the cache
+RUN_SECONDS = 2.0  # of every run beyond its steps: set-up, validation, checkpoint, record
+START_SECONDS = 5.0  # of a worker, until it trains
 SPEEDS = "speeds.jsonl"
+NEAR_SIZE, NEAR_BATCH = 1.5, 1.5  # ratios to which measurements speak beyond their own sizes and batches
+LATEST = 5  # measurements of one shape that count; older ones are of older code
 
 
-def remember_speed(config: RunConfig, seconds_per_step: float, device: str) -> None:
-    """Notes how fast a run's steps were, for later estimates. A cache that cannot be written is no error."""
-    speed = config.flops / config.steps / seconds_per_step
-    line = {"n_compute": config.counts.n_compute, "flops_per_second": round(speed), "device": device}
+class Job(NamedTuple):
+    """A job of a schedule. With `after`, the index of another, it is ready so many seconds after that one began, or
+    with `ready` None once that one has ended.
+    """
+
+    seconds: float
+    after: int | None = None
+    ready: float | None = None
+
+
+class Speed(NamedTuple):
+    """One measurement. Seconds are None where they were not measured."""
+
+    n_compute: float
+    batch_size: int
+    flops_per_second: float  #: of the steps, on one worker
+    run_seconds: float | None  #: of a run beyond its steps, its program being there
+    compile_seconds: float | None  #: that the first run of the shape on this machine pays beyond that
+    load_seconds: float | None  #: that the first run of the shape in a process pays, the program being in the cache
+    start_seconds: float | None  #: of a worker, until it trains
+
+
+@functools.cache
+def machine() -> str:
+    """What a speed belongs to: processor, its number of cores, jax. Whether on an accelerator is told beside it."""
     try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores, jax {version('jax')}"
+
+
+def regime(config: RunConfig) -> str:
+    """What must be equal for a speed to speak of another run, besides nearness in size and batch."""
+    return f"T {config.data.seq_len}, {config.dtype}, {config.optim.name}"
+
+
+def shape_key(config: RunConfig) -> str:
+    """Runs of equal keys share their compiled programs (scaling.program.program_for)."""
+    fields = config.to_dict()
+    parts = (fields["model"], config.batch_size, config.data.seq_len, config.dtype, config.optim.name)
+    return canonical_json({"shape": list(parts)})
+
+
+def remember_speed(
+    config: RunConfig,
+    seconds_per_step: float,
+    device: str,
+    workers: int | None = None,
+    **seconds: float | None,
+) -> None:
+    """Notes how fast a run's steps were, for later estimates, and other seconds of `Speed` by name.
+
+    workers: how many trained beside each other. A cache that cannot be written is no error.
+    """
+    line = {
+        "machine": machine(),
+        "device": device,
+        "workers": workers,
+        "regime": regime(config),
+        "shape": shape_key(config),
+        "n_compute": config.counts.n_compute,
+        "batch_size": config.batch_size,
+        "flops_per_second": round(config.flops / config.steps / seconds_per_step),
+        **{name: round(value, 3) for name, value in seconds.items() if value is not None},
+    }
+    try:
+        cache_root().mkdir(parents=True, exist_ok=True)
         with open(cache_root() / SPEEDS, "a") as file:
             file.write(json.dumps(line) + "\n")
     except OSError:
         pass
 
 
-def known_speeds() -> list[tuple[float, float]]:
-    """(n_compute, FLOP/s of one worker) of the latest runs on this machine; the reference where there are none.
+class Known:
+    """What was measured on this machine with so many workers beside each other, on the CPU or on an accelerator."""
 
-    Of several kinds of device, the one used last.
-    """
+    def __init__(self, workers: int, accelerated: bool = False) -> None:
+        self.speeds: dict[str, list[Speed]] = {}  #: by regime, the latest last
+        self.compiled: set[str] = set()  #: keys of the shapes whose programs lie in the compilation cache
+        for line in remembered():
+            try:
+                if line["machine"] != machine() or (line["device"] == "cpu") == accelerated:
+                    continue
+                self.compiled.add(line["shape"])
+                if line["workers"] not in (None, workers):
+                    continue
+                speed = Speed(*(line.get(name) for name in Speed._fields))
+                if min(speed[:3]) > 0:
+                    self.speeds.setdefault(line["regime"], []).append(speed)
+            except (KeyError, TypeError):
+                continue  # of an older version, or damaged
+        if not compilation_cache().is_dir():
+            self.compiled = set()
+
+    def near(self, config: RunConfig) -> bool:
+        """Whether a measurement of about this size speaks for this run, or two that it lies between."""
+        n, batch = config.counts.n_compute, config.batch_size
+        found = self.speeds.get(regime(config), ())
+        sizes = [s.n_compute for s in found if ratio(s.batch_size, batch) <= NEAR_BATCH]
+        return bool(sizes) and min(sizes) / NEAR_SIZE <= n <= max(sizes) * NEAR_SIZE
+
+    def at(self, config: RunConfig, field: str, otherwise: float) -> float:
+        """A field of `Speed` at this run's size, from measurements at the nearest batch; `otherwise` without any."""
+        found = [s for s in self.speeds.get(regime(config), ()) if getattr(s, field)]
+        if not found:
+            return otherwise
+        distance = [ratio(s.batch_size, config.batch_size) for s in found]
+        points = [(s.n_compute, getattr(s, field)) for s, d in zip(found, distance, strict=True) if d <= min(distance)]
+        return interpolated(points, config.counts.n_compute)
+
+    def steps_seconds(self, config: RunConfig, steps: int) -> float:
+        """Seconds of so many steps on one worker."""
+        speed = self.at(config, "flops_per_second", 0.0) or interpolated(REFERENCE, config.counts.n_compute)
+        return config.flops / config.steps * steps / speed
+
+
+def remembered() -> list[dict[str, Any]]:
+    """The latest lines of speeds.jsonl that are whole."""
     try:
-        lines = [json.loads(line) for line in (cache_root() / SPEEDS).read_text().splitlines()[-200:]]
-        same = [s for s in lines if s["device"] == lines[-1]["device"]]
-        found = [(float(s["n_compute"]), float(s["flops_per_second"])) for s in same]
-    except (OSError, ValueError, KeyError):
-        found = []
-    return found or list(REFERENCE)
+        lines = (cache_root() / SPEEDS).read_text(errors="replace").splitlines()[-2000:]
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
 
 
-def seconds(config: RunConfig, speeds: Sequence[tuple[float, float]]) -> float:
-    """Estimated seconds of the run on one worker: at the median speed of the nearest sizes measured."""
-    distance = [abs(math.log(n / config.counts.n_compute)) for n, _ in speeds]
-    near = sorted(s for (_, s), d in zip(speeds, distance, strict=True) if d <= min(distance) + 0.1)
-    return config.flops / near[len(near) // 2]
+def ratio(a: float, b: float) -> float:
+    return max(a / b, b / a)
 
 
-def dry_run(runs: Sequence[RunConfig], workers: int, finished: set[str]) -> str:
-    """The runs of a sweep as a table with their cost, and the total; those in `finished` (ids) cost nothing more."""
-    speeds = known_speeds()
+def interpolated(points: Iterable[tuple[float, float]], x: float) -> float:
+    """y at x, linear in log y against log x, level beyond the ends; at each x the median of the latest counts."""
+    by_x: dict[float, list[float]] = {}
+    for at, y in points:
+        by_x.setdefault(at, []).append(y)
+    known = sorted((at, sorted(ys[-LATEST:])[len(ys[-LATEST:]) // 2]) for at, ys in by_x.items())
+    if x <= known[0][0]:
+        return known[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(known):
+        if x <= x1:
+            share = math.log(x / x0) / math.log(x1 / x0)
+            return y0 * (y1 / y0) ** share
+    return known[-1][1]
+
+
+def schedule_seconds(jobs: Sequence[Job], workers: int, running: Collection[int] = ()) -> float:
+    """Seconds until all jobs are done by so many workers, each free worker taking the longest job that is ready.
+
+    Those in `running` have begun. Raises ValueError where jobs wait for each other in a circle.
+    """
+    children: dict[int, list[int]] = {}
+    events: list[tuple[float, int, int]] = []  # (when, 0: a job ends or 1: becomes ready, which)
+    for i, job in enumerate(jobs):
+        if job.after is None or i in running:
+            events.append((0.0, 1, i))
+        else:
+            children.setdefault(job.after, []).append(i)
+    heapq.heapify(events)
+    ready: list[tuple[bool, float, int]] = []  # those that run already first, then the longest
+    free, ended, last = workers, 0, 0.0
+    while events:
+        now, what, i = heapq.heappop(events)
+        if what == 1:
+            heapq.heappush(ready, (i not in running, -jobs[i].seconds, i))
+        else:
+            free, ended, last = free + 1, ended + 1, now
+        if events and events[0][0] == now:
+            continue  # all that happens at this moment, before a worker chooses
+        while free and ready:
+            i = heapq.heappop(ready)[2]
+            free -= 1
+            heapq.heappush(events, (now + jobs[i].seconds, 0, i))
+            for child in children.get(i, ()):
+                delay = jobs[child].ready
+                delay = jobs[i].seconds if delay is None else min(delay, jobs[i].seconds)
+                heapq.heappush(events, (now + delay, 1, child))
+    if ended < len(jobs):
+        raise ValueError(f"{len(jobs) - ended} jobs wait for each other")
+    return last
+
+
+def dry_run_json(
+    runs: Sequence[RunConfig],
+    workers: int,
+    finished: Collection[str] = (),
+    known: Known | None = None,
+    sharing: bool = True,
+) -> dict[str, Any]:
+    """FLOPs wanted, spent and shared by the whole sweep, `seconds` for what is not in `finished` (ids), and the runs.
+
+    `seconds` counts the start of the workers, compiling, and what each run costs beyond its steps.
+    """
+    known = known or Known(workers)
+    units = sorted(plan(runs, sharing), key=lambda u: (u.config.flops, u.run_id))
+    left = sorted((u for u in units if u.run_id not in finished), key=lambda u: -u.flops)  # as workers take them
+    jobs = dict(zip((u.run_id for u in left), jobs_of(left, workers, known), strict=True))
+    rows = [
+        {
+            "run": unit.run_id,
+            "model": shape(unit.config.model),
+            "n_compute": unit.config.counts.n_compute,
+            "tokens": unit.config.trained_tokens,
+            "batch_size": unit.config.batch_size,
+            "seq_len": unit.config.data.seq_len,
+            "lr": unit.config.optim.lr,
+            "steps": unit.config.steps,
+            "flops": unit.config.flops,
+            "flops_spent": unit.flops,
+            "after": unit.after,
+            "at": unit.at,
+            "memory_bytes": training_bytes(unit.config.model, unit.config.batch_size, unit.config.data.seq_len),
+            "seconds": round(jobs[unit.run_id].seconds, 2) if unit.run_id in jobs else 0.0,
+            "finished": unit.run_id in finished,
+        }
+        for unit in units
+    ]
+    starts = [s.start_seconds for speeds in known.speeds.values() for s in speeds if s.start_seconds][-LATEST:]
+    start = sorted(starts)[len(starts) // 2] if starts else START_SECONDS
+    return {
+        **ledger(units),
+        "seconds": round(schedule_seconds(list(jobs.values()), workers) + start, 1) if jobs else 0.0,
+        "workers": workers,
+        "measured": all(known.near(unit.config) for unit in left),
+        "runs": rows,
+    }
+
+
+def jobs_of(units: Sequence[Unit], workers: int, known: Known) -> list[Job]:
+    """The runs as jobs of a schedule. The first of a shape compiles it; as many others as there are workers load it."""
+    index = {unit.run_id: i for i, unit in enumerate(units)}
+    jobs, firsts, met = [], [], Counter()
+    for unit in units:
+        config, key = unit.config, shape_key(unit.config)
+        compiling = known.at(config, "compile_seconds", COMPILE_SECONDS)
+        loading = known.at(config, "load_seconds", LOAD_SHARE * compiling)
+        first = 0.0 if met[key] >= workers else loading if met[key] or key in known.compiled else compiling
+        met[key] += 1
+        firsts.append(first)
+        beyond = known.at(config, "run_seconds", RUN_SECONDS) + first
+        trunk = index.get(unit.after)
+        ready = known.steps_seconds(config, unit.at) + (0.0 if trunk is None or trunk >= len(jobs) else firsts[trunk])
+        jobs.append(Job(known.steps_seconds(config, config.steps - unit.at) + beyond, trunk, ready))
+    return jobs
+
+
+def dry_run(
+    runs: Sequence[RunConfig],
+    workers: int,
+    finished: Collection[str] = (),
+    known: Known | None = None,
+    sharing: bool = True,
+) -> str:
+    """`dry_run_json` as a table, a row a run, and the totals."""
+    result = dry_run_json(runs, workers, finished, known, sharing)
     header = ["run", "model", "N (n_compute)", "D tokens", "batch", "lr", "steps", "FLOPs", "memory", "time", ""]
-    rows, total, work = [], 0.0, []
-    for config in sorted(runs, key=lambda c: (c.flops, c.run_id)):
-        needed = seconds(config, speeds)
-        done = config.run_id in finished
-        total += config.flops
-        work += [] if done else [needed]
-        memory = training_bytes(config.model, config.batch_size, config.data.seq_len)
-        rows.append(
-            [
-                config.run_id,
-                shape(config.model),
-                f"{config.counts.n_compute:,}",
-                f"{config.trained_tokens:,}",
-                f"{config.batch_size}x{config.data.seq_len}",
-                f"{config.optim.lr:.4g}",
-                f"{config.steps:,}",
-                f"{config.flops:.3g}",
-                f"{memory / 2**20:,.0f} MiB",
-                duration(needed),
-                "finished" if done else "",
-            ]
-        )
-    compiling = COMPILE_SECONDS * len(
-        {(c.model, c.batch_size, c.data.seq_len) for c in runs if c.run_id not in finished}
-    )
-    wall = max([sum(work) / workers + compiling / workers, *work]) if work else 0.0
-    text = align([header, *rows])
-    left = f"{len(work)} of {len(rows)} runs to train" if finished else f"{len(rows)} runs"
-    return f"{text}\ntotal: {left}, {total:.4g} FLOPs, about {duration(wall)} on {workers} workers"
+    rows = [
+        [
+            row["run"],
+            row["model"],
+            f"{row['n_compute']:,}",
+            f"{row['tokens']:,}",
+            f"{row['batch_size']}x{row['seq_len']}",
+            f"{row['lr']:.4g}",
+            f"{row['steps']:,}",
+            f"{row['flops']:.3g}",
+            f"{row['memory_bytes'] / 2**20:,.0f} MiB",
+            "" if row["finished"] else duration(row["seconds"]),
+            "finished" if row["finished"] else f"from step {row['at']:,}" if row["at"] else "",
+        ]
+        for row in result["runs"]
+    ]
+    left = sum(not row["finished"] for row in result["runs"])
+    count = f"{left} of {len(rows)} runs to train" if left < len(rows) else f"{len(rows)} runs"
+    flops = ", ".join(f"{result[f'flops_{what}']:.4g} {what}" for what in ("wanted", "spent", "shared"))
+    source = "measured here" if result["measured"] else "a guess: not measured on this machine"
+    time = f"about {duration(result['seconds'])} on {workers} workers ({source})"
+    return f"{align([header, *rows])}\nFLOPs: {flops}\ntotal: {count}, {result['flops_wanted']:.4g} FLOPs, {time}"
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

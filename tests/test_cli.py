@@ -155,6 +155,7 @@ def test_fit_says_what_is_wrong_with_a_table(tmp_path, capsys):
 
 def test_dry_run_trains_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sweeps.measure.representatives", lambda runs: [])  # measuring has its own test
     assert main(["sweep", "quickstart", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert f"total: {len(load_sweep('quickstart')[1].runs)} runs" in text

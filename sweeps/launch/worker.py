@@ -121,6 +121,9 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
             except Exception as error:  # one run's failure is reported and leaves the others alone
                 traceback.print_exc()
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                print(
+                    f"run {run} failed: {reason}", file=sys.stderr, flush=True
+                )  # `scaling status` finds its log by it
                 queue.failed(unit, reason, attempts + 1)
                 say("failed", run=run, reason=reason, again=attempts + 1 < ATTEMPTS)
 
