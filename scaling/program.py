@@ -84,7 +84,7 @@ def fresh_state(model: ModelConfig, optimizer: optax.GradientTransformation, key
 
 def abstract_state(model: ModelConfig, optim: OptimConfig, mesh: Mesh | AbstractMesh) -> Any:
     """Shapes, dtypes and shardings of a run's state; nothing is computed, and an abstract mesh needs no devices."""
-    key, optimizer = jax.random.key(0), make_direction(optim)
+    key, optimizer = jax.random.key(0), make_direction(optim, model)
     boxed = jax.eval_shape(lambda key: transformer.init(model, key, boxed=True), key)
     shapes = jax.eval_shape(lambda key: fresh_state(model, optimizer, key), key)
     params = param_shardings(mesh, boxed)
@@ -104,7 +104,7 @@ def compile_run(
 ) -> Program:
     """The jitted functions for runs of this model and optimiser on this mesh; shapes compile at their first call."""
     compute = jnp.dtype(dtype)
-    optimizer = make_direction(optim)
+    optimizer = make_direction(optim, model)
     batch, whole = batch_sharding(mesh), replicated(mesh)
 
     fresh = functools.partial(fresh_state, model, optimizer)
