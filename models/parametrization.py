@@ -4,7 +4,7 @@ standard: nothing changes; the learning rate has to be tuned again at every size
 activation's change per step the same at any width, and completep (2505.01618, table 1, alpha = 1) at any depth too, so
 that a learning rate tuned at `base_width` and `base_depth` carries over. At the base all three are the same model.
 
-Letters: m width over base width, l depth over base depth. No JAX here.
+`wide` is width over base width, `deep` depth over base depth. No JAX here.
 """
 
 import math
@@ -39,25 +39,25 @@ def rule(config: ModelConfig, name: str, optimizer: str = "adamw") -> Rule:
 
     Rows hold for optimisers whose steps have entries of one size whatever the gradient's: adamw, lion, adafactor, and
     hooks of that kind. muon's steps have spectral norm ~ sqrt(width) instead of ~ width: a hidden matrix then wants
-    m^-1/2.
+    wide^-1/2.
     """
     if config.parametrization == "standard":
         return Rule()
-    m, l = ratios(config)
-    eps = 1 / (m * (l if name in (*HIDDEN, "scale") else 1.0))
+    wide, deep = ratios(config)
+    eps = 1 / (wide * (deep if name in (*HIDDEN, "scale") else 1.0))
     if name in HIDDEN:
-        lr = m**-0.5 if optimizer == "muon" else 1 / m
+        lr = wide**-0.5 if optimizer == "muon" else 1 / wide
         return Rule(lr=lr, eps=eps, decay=1 / lr)
     # A tied embedding starts at width^-1/2 and is scaled up on the way in; as an input it wants a scale free of width.
-    return Rule(init=math.sqrt(m) if name == "embed" and config.tied else 1.0, eps=eps)
+    return Rule(init=math.sqrt(wide) if name == "embed" and config.tied else 1.0, eps=eps)
 
 
 def multipliers(config: ModelConfig) -> Multipliers:
     if config.parametrization == "standard":
         return Multipliers()
-    m, l = ratios(config)
+    wide, deep = ratios(config)
     # Queries and keys align as they learn, and then q k grows as K, not as sqrt(K).
-    return Multipliers(residual=1 / l, logits=1 / m, attention=math.sqrt(config.base_head_dim / config.head_dim))
+    return Multipliers(residual=1 / deep, logits=1 / wide, attention=math.sqrt(config.base_head_dim / config.head_dim))
 
 
 def embedding_multiplier(config: ModelConfig) -> float:
@@ -66,6 +66,6 @@ def embedding_multiplier(config: ModelConfig) -> float:
 
 
 def ratios(config: ModelConfig) -> tuple[float, float]:
-    """(m, l); l is 1 where the parametrisation says nothing of depth."""
-    deep = config.parametrization == "completep"
-    return config.d_model / config.base_width, config.n_layers / config.base_depth if deep else 1.0
+    """(wide, deep); deep is 1 where the parametrisation says nothing of depth."""
+    wide, deep = config.d_model / config.base_width, config.n_layers / config.base_depth
+    return wide, deep if config.parametrization == "completep" else 1.0

@@ -252,16 +252,21 @@ def cmd_status(argv: list[str]) -> int:
 def cmd_tune(argv: list[str]) -> int:
     parser = command(
         "tune",
-        "scaling tune runs/quickstart_tuning",
+        "scaling tune runs/quickstart_tuning --out rule.json",
         "Fit a rule for learning rate and batch through the optima of a sweep over optim.lr (and batch_size).",
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the rule, for sweeps.hyperparameters.load_rule")
     args = parser.parse_args(argv)
 
-    from sweeps.hyperparameters import tune
     from sweeps.table import table
+    from sweeps.tuning import save, tune
 
-    print(tune(table(args.folder)))
+    tuned = tune(table(args.folder), args.folder.name)
+    print(tuned.text)
+    if args.out:
+        save(tuned, args.out)
+        print(f"rule: {args.out}")
     return 0
 
 

@@ -32,7 +32,9 @@ def slopes(changes: pd.DataFrame, axis: str = "d_model") -> pd.Series:
     """
     if changes[axis].nunique() < 3:
         raise InputError(f"coordinate check: {changes[axis].nunique()} values of {axis}; give at least three")
-    mean = changes.groupby([axis, "activation"])["log_rms"].mean().unstack()
+    mean = changes.pivot_table(index=axis, columns="activation", values="log_rms", aggfunc="mean")
+    if axis == "n_layers":  # what lies within the first block is nearer the bottom the more blocks there are
+        mean = mean[[name for name in mean if not name.startswith("first.")]]
     return pd.Series(np.polyfit(np.log(mean.index), mean.to_numpy(), 1)[0], index=mean.columns, name="slope")
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from models.errors import InputError
-from sweeps.hyperparameters import fit_rule, optimum, tune
+from sweeps.tuning import fit_rule, optimum, tune
 
 
 def planted(lrs, best_batch=4, p=-0.4, q=-0.3):
@@ -54,7 +54,7 @@ def test_optimum_of_a_parabola():
 
 
 def test_tune_prints_a_rule_to_paste():
-    assert "PowerRule(c=0.01, p=-0.400, q=-0.300, batch_size=4" in tune(planted([0.005, 0.01, 0.02, 0.04, 0.08]))
+    assert "PowerRule(c=0.01, p=-0.400, q=-0.300, batch_size=4" in tune(planted([0.005, 0.01, 0.02, 0.04, 0.08])).text
 
 
 def test_unfinished_runs_are_no_optimum():
