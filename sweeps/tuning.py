@@ -266,7 +266,8 @@ def ellipse_text(found: list[Ellipse]) -> str:
 def grid_text(rule: GridRule, scatter: dict[str, float]) -> str:
     return (
         f"rule: lr = {rule.c:.4g} (N/1e5)^{rule.p:.3f} (D/1e6)^{rule.q:.3f}, "
-        f"batch = {rule.b:,.0f} (D/1e6)^{rule.r:.3f} tokens; scatter of the optima about it: lr x{math.exp(scatter['lr']):.2f}, "
+        f"batch = {rule.b:,.0f} (D/1e6)^{rule.r:.3f} tokens; "
+        f"scatter of the optima about it: lr x{math.exp(scatter['lr']):.2f}, "
         f"batch x{math.exp(scatter['batch']):.2f}"
     )
 
