@@ -83,10 +83,11 @@ def activations(model: ModelConfig, dtype: jnp.dtype) -> Callable[[Params, jax.A
         )
         kept, L = kept["intermediates"], model.n_layers
         blocks = [inside(kept[f"block_{i}"]) for i in range(L)]
-        # The middle half lies at the same heights at every depth, and its mean over blocks scatters less than one.
-        middle = blocks[L // 4 : -(-3 * L // 4)]
-        found = {f"first.{name}": x for name, x in blocks[0].items()}
-        found |= {f"middle.{name}": jnp.stack([block[name] for block in middle]) for name in blocks[0]}
+        # The inputs of these lie about half-way up at every depth, and their mean scatters less than one block.
+        middle = blocks[L // 4 : 3 * L // 4 + 1]
+        parts = [name for name in blocks[0] if name != "residual"]
+        found = {f"first.{name}": blocks[0][name] for name in parts}
+        found |= {f"middle.{name}": jnp.stack([block[name] for block in middle]) for name in parts}
         found |= {"embedding": params["embed"][tokens_BT], "last.residual": blocks[-1]["residual"]}
         return found | {"norm_out": kept["norm_out"]["__call__"][0], "logits": kept["__call__"][0]}
 

@@ -52,8 +52,8 @@ def normalised(curve: LossCurve, floor: float) -> tuple[float, float]:
 
 
 def scores(curves: Sequence[LossCurve]) -> pd.DataFrame:
-    """Rows n, collapse, final, score: how far each size's curve and its last loss lie from a line in log N through those
-    of the others, in standard errors or, where that is larger, in the others' own scatter; and both together.
+    """Rows n, collapse, final, score: how far each size's curve and its last loss lie from a line in log N through
+    those of the others, in standard errors or, where that is larger, in the others' own scatter; and both together.
 
     The curve counts half: among sizes that are tuned it varies more than its errors say. Raises InputError for fewer
     than LEAST_SIZES sizes.
@@ -112,7 +112,7 @@ def deviations(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 
 def verdict(score: float) -> str:
-    return VERDICTS[(score >= DOUBTFUL) + (score >= UNTUNED)]
+    return VERDICTS[int(score >= DOUBTFUL) + int(score >= UNTUNED)]
 
 
 def health(folder: Path | str) -> pd.DataFrame:
