@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from scaling import cli_analysis as analysis_commands
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if argv else EXIT_BAD_INPUT
     if argv[0] not in COMMANDS:
         fail(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; see scaling --help")
+    warnings.formatwarning = lambda message, category, *_: f"note: {message}\n"  # one line, no place in our source
     try:
         return COMMANDS[argv[0]][0](argv[1:]) or 0
     except BrokenPipeError:
@@ -270,6 +272,29 @@ def cmd_tune(argv: list[str]) -> int:
     return 0
 
 
+def cmd_health(argv: list[str]) -> int:
+    parser = command(
+        "health",
+        "scaling health runs/quickstart",
+        "Was each size of a sweep well tuned? Learning-rate grids, collapse of loss curves, and a verdict per size.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--coordinates", action="store_true", help="train ten steps of each size: the coordinate check")
+    args = parser.parse_args(argv)
+
+    from sweeps.health import coordinates, coordinates_text, health, health_text
+
+    print(health_text(health(args.folder)))
+    if args.coordinates:
+        from scaling.runtime import set_up_jax
+
+        set_up_jax()
+        coordinates(args.folder)
+    if said := coordinates_text(args.folder):
+        print(said)
+    return 0
+
+
 def add_execution(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint-seconds", type=number, default=120.0, help="least time between two checkpoints")
     parser.add_argument("--eval-every", type=whole, default=0, help="tokens between validations; 0: only at the end")
@@ -372,6 +397,7 @@ COMMANDS = {
     "status": (cmd_status, "how a sweep stands"),
     "plan-memory": (cmd_plan_memory, "bytes per device of a run on a mesh"),
     "tune": (cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),
+    "health": (cmd_health, "was each size of a sweep well tuned"),
     "fit": (analysis_commands.cmd_fit, "fit a scaling law to runs or to a table"),
     "predict": (analysis_commands.cmd_predict, "the loss at N and D, with an interval"),
     "allocate": (analysis_commands.cmd_allocate, "compute-optimal N and D for a budget"),

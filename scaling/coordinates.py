@@ -22,7 +22,6 @@ from scaling.run import Execution, RunConfig
 from scaling.sharding import batch_sharding, make_mesh
 
 STEPS = 10
-FLAT = 0.05  # absolute slope below which an activation counts as free of size
 
 
 def slopes(changes: pd.DataFrame, axis: str = "d_model") -> pd.Series:

@@ -6,6 +6,7 @@ final losses on one line; a wrong learning rate at one size breaks both. Here a 
 line in log N through the other sizes, in units of how far those lie from it.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ import numpy as np
 import pandas as pd
 
 from models.errors import InputError
+from scaling.run import read_config, read_json, write_atomically
 from sweeps.cost import align
 from sweeps.table import run_folders, table
 from sweeps.tuning import optimum
 
 MIDDLE = (0.4, 0.8)  # of the tokens: after the warm-up at any D, before the cooldown
 LEAST_SIZES = 4
+COORDINATES = "coordinates.json"
+FLAT = 0.05  # a slope below which an activation counts as free of size
 DOUBTFUL, UNTUNED = 4.5, 7.0  # scores; chosen on simulated ladders other than those of the test
 VERDICTS = ("tuned", "doubtful", "untuned")
 NOISE = 2e-3  # of a loss, between seeds: 0.05 to 0.7 % for most tasks
@@ -109,6 +113,38 @@ def deviations(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> np.ndarray:
         excess = math.sqrt((PRIOR + chi2) / (PRIOR + (len(others) - 2) * y.shape[1]))
         found.append(np.array(misses) / excess)
     return np.array(found)
+
+
+def coordinates(folder: Path | str) -> dict:
+    """The coordinate check of a sweep's own models, one a size with its own settings: {"axis", "slopes"}, kept in
+    coordinates.json for the report. Trains ten steps of each.
+
+    Raises InputError for fewer than three widths and fewer than three depths.
+    """
+    from scaling.coordinates import changes_over, slopes  # JAX, which the other checks do without
+
+    folder = Path(folder)
+    configs = {}
+    for path in run_folders(folder):
+        if (path / "config.json").exists():
+            config = read_config(path)
+            configs.setdefault(config.model, config)
+    axis = "d_model" if len({model.d_model for model in configs}) >= 3 else "n_layers"
+    found = slopes(changes_over(list(configs.values())), axis)
+    kept = {"axis": axis, "slopes": {name: round(float(slope), 4) for name, slope in found.items()}}
+    write_atomically(folder / COORDINATES, json.dumps(kept, indent=1) + "\n")
+    return kept
+
+
+def coordinates_text(folder: Path) -> str:
+    """What `coordinates` found, in a line; "" where it was not asked for."""
+    if not (folder / COORDINATES).exists():
+        return ""
+    kept = read_json(folder / COORDINATES)
+    worst = max(kept["slopes"], key=lambda name: abs(kept["slopes"][name]))
+    slope = kept["slopes"][worst]
+    says = "learning rates carry over" if abs(slope) < FLAT else "a learning rate does not carry over from size to size"
+    return f"coordinate check: {worst} moves most with {kept['axis']}, as its power {slope:+.3f}: {says}"
 
 
 def verdict(score: float) -> str:

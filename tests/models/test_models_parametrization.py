@@ -10,12 +10,13 @@ from models.config import ModelConfig, replace
 from models.errors import InputError
 from models.parametrization import Multipliers, Rule, multipliers, rule
 from models.transformer import init
-from scaling.coordinates import FLAT, changes_over, depths, slopes, topics, widths
+from scaling.coordinates import changes_over, depths, slopes, topics, widths
 from scaling.optim import make_direction
 from scaling.program import CHUNK_STEPS, program_for
 from scaling.run import DataConfig, Execution, OptimConfig, RunConfig
 from scaling.sharding import batch_sharding, make_mesh
 from sweeps.define import configure
+from sweeps.health import FLAT
 
 ARRAYS = ("embed", "head", "qkv", "attention_out", "up", "down", "scale")
 BASE = ModelConfig(vocab_size=64, d_model=64, n_layers=2, n_heads=4, base_width=64, base_depth=2)

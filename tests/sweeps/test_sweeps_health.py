@@ -13,7 +13,7 @@ import pytest
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.run import OptimConfig, RunConfig
-from sweeps.health import LossCurve, health, health_line, health_text, scores, verdict
+from sweeps.health import LossCurve, coordinates, coordinates_text, health, health_line, health_text, scores, verdict
 
 MODES = (32, 48, 72, 108, 162, 243)
 BEST = 2**-1.5  # at every size; test_the_simulated_best_is_the_best
@@ -121,3 +121,14 @@ def test_nothing_vouches_for_two_sizes_with_one_learning_rate(tmp_path):
     for d_model in (16, 32):
         write_run(tmp_path, config_of(d_model), np.full(100, 2.0), 2.0)
     assert health(tmp_path)["verdict"].tolist() == ["doubtful", "doubtful"]
+
+
+@pytest.mark.slow
+def test_the_coordinate_check_of_a_sweep_of_standard_models_says_so(tmp_path):
+    for d_model in (16, 32, 64):
+        write_run(tmp_path, config_of(d_model), np.full(100, 2.0), 2.0)
+    assert coordinates_text(tmp_path) == ""
+    found = coordinates(tmp_path)
+    assert found["axis"] == "d_model"
+    assert found["slopes"]["logits"] > 0.1
+    assert "does not carry over" in coordinates_text(tmp_path)
