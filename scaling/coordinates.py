@@ -82,11 +82,14 @@ def activations(model: ModelConfig, dtype: jnp.dtype) -> Callable[[Params, jax.A
         )
         kept, L = kept["intermediates"], model.n_layers
         blocks = [inside(kept[f"block_{i}"]) for i in range(L)]
-        # The inputs of these lie about half-way up at every depth, and their mean scatters less than one block.
-        middle = blocks[L // 4 : 3 * L // 4 + 1]
-        parts = [name for name in blocks[0] if name != "residual"]
+        # Places whose mean height is the same at every depth, half-way up, and whose mean scatters less than one block:
+        # a feed-forward part lies half a block above its block's input.
+        lower, upper = (L // 4, 3 * L // 4) if L >= 4 else (0, L - 1)
+        parts = {name: name in ("norm_feed_forward", "up", "feed_forward") for name in blocks[0] if name != "residual"}
         found = {f"first.{name}": blocks[0][name] for name in parts}
-        found |= {f"middle.{name}": jnp.stack([block[name] for block in middle]) for name in parts}
+        for name, above in parts.items():
+            middle = blocks[lower : upper + (0 if above and L >= 4 else 1)]
+            found[f"middle.{name}"] = jnp.stack([block[name] for block in middle])
         found |= {"embedding": params["embed"][tokens_BT], "last.residual": blocks[-1]["residual"]}
         return found | {"norm_out": kept["norm_out"]["__call__"][0], "logits": kept["__call__"][0]}
 

@@ -116,8 +116,9 @@ def test_mup_passes_the_coordinate_check_over_width():
 
 @pytest.mark.slow
 def test_completep_passes_the_coordinate_check_over_depth_and_mup_does_not():
-    found = slopes(changes_over(depths(run("completep", base_depth=4), (8, 16, 32), seeds=range(3))), "n_layers")
-    mup = slopes(changes_over(depths(run("mup"), (4, 8, 16))), "n_layers")
+    base = run("completep", 0.0005, base_depth=4)
+    found = slopes(changes_over(depths(base, (8, 16, 32), seeds=range(3))), "n_layers")
+    mup = slopes(changes_over(depths(run("mup", 0.0005), (4, 8, 16))), "n_layers")
     worst = found.abs().idxmax()
     print(f"CompleteP: slope of {worst} {found[worst]:+.3f}; muP: of the last residual {mup['last.residual']:+.3f}")
     assert abs(found[worst]) < FLAT, f"{worst} moves by depth^{found[worst]:.3f}"
@@ -140,12 +141,14 @@ def trained(parametrization: str, width: int, lr: float) -> float:
 
 
 @pytest.mark.slow
-def test_a_learning_rate_tuned_at_the_base_is_best_eight_times_wider():
-    rates = [0.0025, 0.005, 0.01, 0.02, 0.04]
-    best = {
-        (name, width): rates[int(np.argmin([trained(name, width, lr) for lr in rates]))]
-        for name, width in (("mup", 32), ("mup", 256), ("standard", 256))
-    }
-    print(best)
-    assert best["mup", 256] == best["mup", 32]
-    assert best["standard", 256] < best["mup", 32], "the standard one transfers too: the test shows nothing"
+def test_a_learning_rate_tuned_at_the_base_serves_eight_times_wider():
+    """The loss at the best rate of width 32, over that at the best of width 256: nothing lost, or some percent."""
+    rates = [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04]
+    small = [trained("mup", 32, lr) for lr in rates]  # at the base both are one model
+    lost = {}
+    for name in ("mup", "standard"):
+        wide = [trained(name, 256, lr) for lr in rates]
+        lost[name] = wide[int(np.argmin(small))] / min(wide) - 1
+    print({name: f"{100 * share:.2f} %" for name, share in lost.items()})
+    assert lost["mup"] < 0.01
+    assert lost["standard"] > 0.02, "the standard one transfers too: the test shows nothing"
