@@ -1,11 +1,13 @@
 """The shape of a transformer, checked where it is made. Importing this file does not import JAX."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from models.errors import InputError
 
 ACTIVATIONS = ("swiglu", "gelu", "relu2")
+PARAMETRIZATIONS = ("standard", "mup", "completep")
+ADDED = {"added": True}  # metadata of a younger field: a run's id leaves it out while it holds its default
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,23 @@ class ModelConfig:
     logit_softcap: float = 0.0  #: c tanh(logits / c); 0 is off
     z_loss: float = 0.0  #: weight of log(Z)^2 in the training loss (PaLM, 2204.02311 section 5); 0 is off
     rope_theta: float = 10_000.0  #: base of the rotary frequencies (2104.09864)
+    #: standard, mup or completep (models/parametrization.py)
+    parametrization: str = field(default="standard", metadata=ADDED)
+    base_width: int = field(default=64, metadata=ADDED)  #: mup, completep: d_model at which they are the standard one
+    base_depth: int = field(default=4, metadata=ADDED)  #: completep: n_layers at which it is the standard one
+    base_head_dim: int = field(default=16, metadata=ADDED)  #: mup, completep: K at which attention scales as 1/sqrt(K)
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
+        sizes = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")
+        for name in (*sizes, "base_width", "base_depth", "base_head_dim"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"model.{name} = {value!r}: expected a whole number of at least 1")
         if self.activation not in ACTIVATIONS:
             raise InputError(f"model.activation = {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+        if self.parametrization not in PARAMETRIZATIONS:
+            allowed = ", ".join(PARAMETRIZATIONS)
+            raise InputError(f"model.parametrization = {self.parametrization!r}: expected one of {allowed}")
         for name in ("logit_softcap", "z_loss"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"model.{name} = {getattr(self, name)!r}: expected a number of at least 0")

@@ -21,6 +21,7 @@ from models.attention import causal_attention
 from models.config import ModelConfig
 from models.implementation import Implementation
 from models.loss import head_loss, token_losses
+from models.parametrization import embedding_multiplier, multipliers, rule
 from models.product import product
 
 Params = Any
@@ -45,11 +46,11 @@ class Transformer(nn.Module):
         """(x_BTD, w_DV): the last hidden layer after its norm, and the head that makes logits of it, in `dtype`."""
         c, constrain = self.config, self.how.constrain
         # Unit-scale embeddings; a tied head wants 1/sqrt(D), so the embedding is then scaled up on the way in.
-        std = c.d_model**-0.5 if c.tied else 1.0
+        std = (c.d_model**-0.5 if c.tied else 1.0) * rule(c, "embed").init
         embed_VD = self.param("embed", logical(normal(std), "vocab", "embed"), (c.vocab_size, c.d_model))
         x_BTD = embed_VD[tokens_BT].astype(self.dtype)
         if c.tied:
-            x_BTD = x_BTD * c.d_model**0.5
+            x_BTD = x_BTD * embedding_multiplier(c)
         x_BTD = constrain(x_BTD, "batch", "time", None)
         x_BTD = self.layers(x_BTD, *rotary_angles(tokens_BT.shape[1], c.head_dim, c.rope_theta))
         x_BTD = RMSNorm("embed", name="norm_out")(x_BTD)
@@ -62,7 +63,7 @@ class Transformer(nn.Module):
     def layers(self, x_BTD: jax.Array, cos_TK: jax.Array, sin_TK: jax.Array) -> jax.Array:
         c = self.config
         names = [f"block_{i}" for i in range(c.n_layers)]
-        if self.is_initializing():
+        if self.is_initializing() or self.is_mutable_collection("intermediates"):
             for name in names:
                 x_BTD = Block(c, self.dtype, self.how, name=name)(x_BTD, cos_TK, sin_TK)
             return x_BTD
@@ -91,8 +92,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, cos_TK: jax.Array, sin_TK: jax.Array) -> jax.Array:
-        x_BTD = x_BTD + self.attention(RMSNorm("embed", name="norm_attention")(x_BTD), cos_TK, sin_TK)
-        return x_BTD + self.feed_forward(RMSNorm("embed", name="norm_feed_forward")(x_BTD))
+        residual = multipliers(self.config).residual
+        new_BTD = self.attention(RMSNorm("embed", name="norm_attention")(x_BTD), cos_TK, sin_TK)
+        x_BTD = x_BTD + scaled(new_BTD, residual)
+        new_BTD = self.feed_forward(RMSNorm("embed", name="norm_feed_forward")(x_BTD))
+        return x_BTD + scaled(new_BTD, residual)
 
     def attention(self, x_BTD: jax.Array, cos_TK: jax.Array, sin_TK: jax.Array) -> jax.Array:
         c = self.config
@@ -103,6 +107,7 @@ class Block(nn.Module):
             "qkv", logical(normal(D**-0.5), "embed", "kv_heads", "qkv", "head_dim"), (D, G, J + 2, K)
         ).astype(self.dtype)
         qkv_BTGNK = matmul(x_BTD, w_DGNK, self.how)
+        self.sow("intermediates", "qkv", qkv_BTGNK)
         q_BTGJK, k_BTG1K, v_BTG1K = jnp.split(qkv_BTGNK, [J, J + 1], axis=3)
         k_BTGK, v_BTGK = k_BTG1K[..., 0, :], v_BTG1K[..., 0, :]
         if c.qk_norm:
@@ -110,6 +115,7 @@ class Block(nn.Module):
             k_BTGK = RMSNorm("head_dim", name="norm_k")(k_BTGK)
         q_BTGJK = rotate(q_BTGJK, cos_TK[:, None, None], sin_TK[:, None, None])
         k_BTGK = rotate(k_BTGK, cos_TK[:, None], sin_TK[:, None])
+        q_BTGJK = scaled(q_BTGJK, multipliers(c).attention)
         out_BTGJK = causal_attention(q_BTGJK, k_BTGK, v_BTGK, self.how)
         w_GJKD = self.param(
             "attention_out",
@@ -124,6 +130,7 @@ class Block(nn.Module):
         n_in = 2 if c.activation == "swiglu" else 1
         w_DNF = self.param("up", logical(normal(D**-0.5), "embed", "gate", "mlp"), (D, n_in, F)).astype(self.dtype)
         h_BTNF = matmul(x_BTD, w_DNF, self.how)
+        self.sow("intermediates", "up", h_BTNF)
         match c.activation:
             case "swiglu":
                 h_BTF = nn.silu(h_BTNF[..., 0, :]) * h_BTNF[..., 1, :]
@@ -150,10 +157,15 @@ class RMSNorm(nn.Module):
 
 def logits(config: ModelConfig, how: Implementation, x_BTD: jax.Array, w_DV: jax.Array) -> jax.Array:
     """logits_BTV, float32, soft-capped where the model is."""
-    logits_BTV = matmul(x_BTD, w_DV, how).astype(jnp.float32)
+    logits_BTV = scaled(matmul(x_BTD, w_DV, how).astype(jnp.float32), multipliers(config).logits)
     if config.logit_softcap:
         logits_BTV = config.logit_softcap * jnp.tanh(logits_BTV / config.logit_softcap)
     return logits_BTV
+
+
+def scaled(x: jax.Array, by: float) -> jax.Array:
+    """by * x, and nothing at all where by is 1, so that a model without multipliers keeps its program."""
+    return x if by == 1.0 else (x * by).astype(x.dtype)
 
 
 def matmul(x_BTX: jax.Array, w: jax.Array, how: Implementation) -> jax.Array:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from scaling import cli_analysis as analysis_commands
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if argv else EXIT_BAD_INPUT
     if argv[0] not in COMMANDS:
         fail(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; see scaling --help")
+    warnings.formatwarning = lambda message, category, *_: f"note: {message}\n"  # one line, no place in our source
     try:
         return COMMANDS[argv[0]][0](argv[1:]) or 0
     except BrokenPipeError:
@@ -247,16 +249,44 @@ def cmd_status(argv: list[str]) -> int:
 def cmd_tune(argv: list[str]) -> int:
     parser = command(
         "tune",
-        "scaling tune runs/quickstart_tuning",
+        "scaling tune runs/quickstart_tuning --out rule.json",
         "Fit a rule for learning rate and batch through the optima of a sweep over optim.lr (and batch_size).",
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the rule, for sweeps.hyperparameters.load_rule")
     args = parser.parse_args(argv)
 
-    from sweeps.hyperparameters import tune
     from sweeps.table import table
+    from sweeps.tuning import save, tune
 
-    print(tune(table(args.folder)))
+    tuned = tune(table(args.folder), args.folder.name)
+    print(tuned.text)
+    if args.out:
+        save(tuned, args.out)
+        print(f"rule: {args.out}")
+    return 0
+
+
+def cmd_health(argv: list[str]) -> int:
+    parser = command(
+        "health",
+        "scaling health runs/quickstart",
+        "Was each size of a sweep well tuned? Learning-rate grids, collapse of loss curves, and a verdict per size.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--coordinates", action="store_true", help="train ten steps of each size: the coordinate check")
+    args = parser.parse_args(argv)
+
+    from sweeps.health import coordinates, coordinates_text, health, health_text
+
+    print(health_text(health(args.folder)))
+    if args.coordinates:
+        from scaling.runtime import set_up_jax
+
+        set_up_jax()
+        coordinates(args.folder)
+    if said := coordinates_text(args.folder):
+        print(said)
     return 0
 
 
@@ -362,6 +392,7 @@ COMMANDS = {
     "status": (cmd_status, "how a sweep stands"),
     "plan-memory": (cmd_plan_memory, "bytes per device of a run on a mesh"),
     "tune": (cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),
+    "health": (cmd_health, "was each size of a sweep well tuned"),
     "fit": (analysis_commands.cmd_fit, "fit a scaling law to runs or to a table"),
     "predict": (analysis_commands.cmd_predict, "the loss at N and D, with an interval"),
     "allocate": (analysis_commands.cmd_allocate, "compute-optimal N and D for a budget"),

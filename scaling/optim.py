@@ -6,6 +6,7 @@ As the rate is not baked into the compiled step, runs that differ in learning ra
 import importlib
 import json
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,13 @@ import optax
 import optax.contrib
 from optax.contrib import MuonDimensionNumbers
 
+from models.config import ModelConfig
 from models.errors import InputError
+from models.parametrization import Rule, rule
 from scaling.run import OptimConfig
 
 
-def make_direction(config: OptimConfig) -> optax.GradientTransformation:
+def make_direction(config: OptimConfig, model: ModelConfig | None = None) -> optax.GradientTransformation:
     """Gradients -> direction before learning rate and weight decay: p <- p - lr_t * direction - decay_t * p.
 
     The global gradient norm is clipped first. Then, each with the rest of its settings as in its paper:
@@ -27,6 +30,7 @@ def make_direction(config: OptimConfig) -> optax.GradientTransformation:
     decays by 1 - t^-0.8 but by no more than b2 (2106.04560), and the update is clipped to an RMS of 1.
     A hook gets its options only. Where gradients are steady, a direction has an RMS of about 0.2 (muon), 0.2 to 0.4
     (adamw) or 1 (lion, adafactor): a good learning rate for one is not one for the others.
+    `model` adds what its parametrisation says of each array's learning rate and epsilon (models/parametrization.py).
 
     Raises InputError where it cannot be imported or gives no GradientTransformation.
     """
@@ -49,7 +53,20 @@ def make_direction(config: OptimConfig) -> optax.GradientTransformation:
             direction = optax.chain(second, optax.clip_by_block_rms(1.0))
         case _:
             direction = load_hook(config.name, config.options)
-    return optax.chain(clip, direction)
+    if model is None or model.parametrization == "standard":
+        return optax.chain(clip, direction)
+    # g / k into Adam with epsilon is g into Adam with k * epsilon: its direction has no other scale.
+    eps = times(model, config.name, lambda r: 1 / r.eps) if config.name in ("adamw", "muon") else optax.identity()
+    return optax.chain(clip, eps, direction, times(model, config.name, lambda r: r.lr))
+
+
+def times(model: ModelConfig, optimizer: str, factor: Callable[[Rule], float]) -> optax.GradientTransformation:
+    """Multiplies each array by what `factor` makes of its rule."""
+
+    def one(path: tuple, x: jax.Array) -> jax.Array:
+        return x * factor(rule(model, path[-1].key, optimizer))
+
+    return optax.stateless(lambda updates, _: jax.tree.map_with_path(one, updates))
 
 
 def decays(params: optax.Params) -> optax.Params:

@@ -89,7 +89,7 @@ def fresh_state(model: ModelConfig, optimizer: optax.GradientTransformation, key
 
 def abstract_state(model: ModelConfig, optim: OptimConfig, mesh: Mesh | AbstractMesh) -> Any:
     """Shapes, dtypes and shardings of a run's state; nothing is computed, and an abstract mesh needs no devices."""
-    key, optimizer = jax.random.key(0), make_direction(optim)
+    key, optimizer = jax.random.key(0), make_direction(optim, model)
     boxed = jax.eval_shape(lambda key: transformer.init(model, key, boxed=True), key)
     shapes = jax.eval_shape(lambda key: fresh_state(model, optimizer, key), key)
     params = param_shardings(mesh, boxed)
@@ -109,7 +109,7 @@ def functions(
     model: ModelConfig, optim: OptimConfig, dtype: str, how: Implementation, accumulate: int, seq_len: int
 ) -> Functions:
     compute = jnp.dtype(dtype)
-    optimizer = make_direction(optim)
+    optimizer = make_direction(optim, model)
     fresh = functools.partial(fresh_state, model, optimizer)
 
     def gradients(params: Any, tokens_BU: jax.Array) -> tuple[jax.Array, Any]:

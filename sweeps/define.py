@@ -270,6 +270,7 @@ def sized(model: ModelConfig, n: float, fields: dict[str, Any]) -> ModelConfig:
         if name in fields:
             raise InputError(f"model.{name} = {fields[name]}: n sets the model's width; give n or model.{name}")
     kept = ("vocab_size", "activation", "qk_norm", "tied", "logit_softcap", "z_loss", "rope_theta")
+    kept += ("parametrization", "base_width", "base_depth", "base_head_dim")
     pinned = {name: getattr(model, name) for name in kept}
     if model.n_kv_heads != model.n_heads:
         pinned["n_kv_heads"] = model.n_kv_heads

@@ -1,15 +1,27 @@
-"""Rules from (N, D) to learning rate and batch, and how to fit one to a tuning sweep."""
+"""Rules from (N, D) to learning rate, batch, weight decay and warm-up: published ones, and our own from `scaling tune`.
+
+A rule is called with a RunConfig and gives it the settings of its N and D. Outside the range it was fitted on it warns,
+in one line. How rules are fitted: sweeps/tuning.py.
+"""
 
 import dataclasses
-import math
+import json
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
-import pandas as pd
+from pathlib import Path
+from typing import Any
 
 from models.errors import InputError
-from scaling.run import RunConfig
-from sweeps.cost import align
+from models.sizing import flops_per_token
+from scaling.data.hints import did_you_mean
+from scaling.run import RunConfig, read_json, write_atomically
+
+FAR = 10.0  # how far outside its range a rule of our own may be used in silence: to be used above it is its purpose
+
+
+class OutOfRange(UserWarning):
+    """A rule is used where nothing vouches for it."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +29,7 @@ class PowerRule:
     """lr = c (N / 1e5)^p (D / 1e6)^q at one batch size; N = n_compute, D in tokens.
 
     The form of Step Law (2503.04715); its published constants do not reach down to these sizes, so each project fits
-    its own (`scaling tune`). `n_range` and `d_range`, for the reader, are where it was fitted.
+    its own (`scaling tune`), on `n_range` and `d_range`.
     """
 
     c: float
@@ -37,98 +49,162 @@ class PowerRule:
 
     def __call__(self, config: RunConfig) -> RunConfig:
         """`config` with the learning rate and batch of its N and D."""
-        config = dataclasses.replace(config, batch_size=self.batch_size)
-        lr = self.lr(config.counts.n_compute, config.tokens)
-        return dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr))
-
-
-def optimum(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, bool]:
-    """(best lr, loss there, whether it lies inside the grid): a parabola in log lr through the best and its neighbours.
-
-    Raises InputError for fewer than three learning rates.
-    """
-    if len(np.unique(lr)) < 3:
-        raise InputError("optim.lr: a tuning sweep needs at least three learning rates for each N, D and batch")
-    order = np.argsort(lr)
-    x, y = np.log(lr[order]), loss[order]
-    i = int(np.argmin(y))
-    if i in (0, len(y) - 1):
-        return float(np.exp(x[i])), float(y[i]), False
-    a, b, c = np.polyfit(x[i - 1 : i + 2] - x[i], y[i - 1 : i + 2], 2)
-    at = -b / (2 * a)
-    return float(np.exp(x[i] + at)), float(c - b * b / (4 * a)), True
-
-
-def optima(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each (N, D, batch) of a tuning sweep: best lr, the loss there, whether the optimum is inside the grid.
-
-    frame: a table of runs (sweeps.table). Runs of several seeds are averaged; diverged runs are left out.
-    """
-    done = frame[frame["status"] == "finished"]
-    if done.empty:
-        raise InputError("tuning sweep: no finished runs; train it first with scaling sweep")
-    cells = done.groupby(["n_compute", "cell_tokens", "batch_size", "lr"], as_index=False)["loss"].mean()
-    rows = []
-    for (n, d, batch), cell in cells.groupby(["n_compute", "cell_tokens", "batch_size"]):
-        lr, loss, inside = optimum(cell["lr"].to_numpy(), cell["loss"].to_numpy())
-        rows.append({"n": n, "d": d, "batch_size": batch, "lr": lr, "loss": loss, "inside": inside})
-    return pd.DataFrame(rows)
-
-
-def fit_rule(frame: pd.DataFrame) -> tuple[PowerRule, pd.DataFrame, float]:
-    """(rule, optima, scatter of log lr about it). The batch is the one with the least mean excess of
-    the loss over the (N, D) at which most batches were tried; the rule then goes through all optima at that batch.
-
-    Raises InputError where fewer than three optima lie inside their grid of learning rates.
-    """
-    # D to two digits: runs of different batch sizes train on slightly different whole numbers of steps.
-    frame = frame.assign(cell_tokens=[float(f"{d:.2g}") for d in frame["tokens"]])
-    found = optima(frame)
-    best = found.groupby(["n", "d"])["loss"].transform("min")
-    found["excess"] = found["loss"] / best - 1
-    tried = found.groupby(["n", "d"])["batch_size"].transform("count")
-    by_batch = found[tried == tried.max()].groupby("batch_size")["excess"].agg(["mean", "count"])
-    complete = by_batch[by_batch["count"] == by_batch["count"].max()]
-    batch = int(complete["mean"].idxmin())
-    used = found[(found["batch_size"] == batch) & found["inside"]]
-    if len(used) < 3 or len(set(used["n"])) < 2:
-        raise InputError(
-            f"optim.lr: only {len(used)} optima lie inside the grid at batch {batch}; widen the grid of learning rates "
-            "or train more sizes"
+        n, d = config.counts.n_compute, config.tokens
+        warn_outside(
+            f"the rule {self.c:.3g} N^{self.p:g} D^{self.q:g}", {"N": (n, self.n_range), "D": (d, self.d_range)}, FAR
         )
-    columns = [np.ones(len(used)), np.log(used["n"] / 1e5)]
-    if len(set(used["d"])) > 1:
-        columns.append(np.log(used["d"] / 1e6))
-    design = np.stack(columns, axis=1)
-    solution, *_ = np.linalg.lstsq(design, np.log(used["lr"].to_numpy()), rcond=None)
-    freedom = max(1, len(used) - len(solution))
-    scatter = math.sqrt(float(np.sum((np.log(used["lr"]) - design @ solution) ** 2)) / freedom)
-    q = float(solution[2]) if len(solution) > 2 else 0.0
-    ranges = [(float(used[k].min()), float(used[k].max())) for k in ("n", "d")]
-    return PowerRule(float(np.exp(solution[0])), float(solution[1]), q, batch, *ranges), found, scatter
+        return with_settings(config, self.lr(n, d), self.batch_size)
 
 
-def tune(frame: pd.DataFrame) -> str:
-    """The optima of a tuning sweep and the rule through them, as text."""
-    rule, found, scatter = fit_rule(frame)
-    rows = [["N", "D", "batch", "best lr", "loss", "over the best batch", ""]]
-    rows += [
-        [
-            f"{r.n:,.0f}",
-            f"{r.d:,.0f}",
-            f"{r.batch_size}",
-            f"{r.lr:.4g}",
-            f"{r.loss:.4f}",
-            f"{100 * r.excess:+.2f} %",
-            "" if r.inside else "edge of the grid: not used",
-        ]
-        for r in found.itertuples()
-    ]
-    return (
-        f"{align(rows)}\n"
-        f"rule: lr = {rule.c:.4g} (N/1e5)^{rule.p:.3f} (D/1e6)^{rule.q:.3f} at batch {rule.batch_size}; "
-        f"scatter of the optima about it: x{math.exp(scatter):.2f}\n"
-        f"PowerRule(c={rule.c:.4g}, p={rule.p:.3f}, q={rule.q:.3f}, batch_size={rule.batch_size}, "
-        f"n_range=({rule.n_range[0]:.4g}, {rule.n_range[1]:.4g}), "
-        f"d_range=({rule.d_range[0]:.4g}, {rule.d_range[1]:.4g}))"
+@dataclass(frozen=True)
+class GridRule:
+    """lr = c (N / 1e5)^p (D / 1e6)^q and batch = b (D / 1e6)^r tokens, through the optima of grids over both."""
+
+    c: float
+    p: float
+    q: float
+    b: float
+    r: float
+    n_range: tuple[float, float]
+    d_range: tuple[float, float]
+
+    def lr(self, n: float, d: float) -> float:
+        """Peak learning rate, to three digits."""
+        return float(f"{self.c * (n / 1e5) ** self.p * (d / 1e6) ** self.q:.3g}")
+
+    def batch_tokens(self, d: float) -> float:
+        return self.b * (d / 1e6) ** self.r
+
+    def __call__(self, config: RunConfig) -> RunConfig:
+        """`config` with the learning rate and batch of its N and D, the batch to the nearest whole window."""
+        n, d = config.counts.n_compute, config.tokens
+        warn_outside(
+            f"the rule {self.c:.3g} N^{self.p:g} D^{self.q:g}", {"N": (n, self.n_range), "D": (d, self.d_range)}, FAR
+        )
+        return with_settings(config, self.lr(n, d), windows(self.batch_tokens(d), config))
+
+
+@dataclass(frozen=True)
+class PublishedRule:
+    """A rule from the literature, in its own convention. What a paper leaves open stays as the config has it."""
+
+    name: str
+    source: str
+    lr: Callable[[float, float], float]  #: (x, D in tokens) -> peak learning rate
+    batch_tokens: Callable[[float, float], float]  #: (x, D in tokens) -> tokens per step
+    x: Callable[[RunConfig], float]  #: what the rule is a function of, beside D
+    x_name: str
+    x_range: tuple[float, float]  #: where it was fitted
+    conditions: str  #: what else it was fitted under
+    weight_decay: float | None = None
+    warmup_tokens: Callable[[float, float], float] | None = None  #: (x, tokens per step) -> tokens
+
+    def __call__(self, config: RunConfig) -> RunConfig:
+        """`config` with the learning rate, batch, weight decay and warm-up (of a tenth of D at most) of its N and D."""
+        x, d = self.x(config), config.tokens
+        warn_outside(f"{self.name} ({self.source})", {self.x_name: (x, self.x_range)}, 1.0)
+        made = with_settings(config, float(f"{self.lr(x, d):.3g}"), windows(self.batch_tokens(x, d), config))
+        if self.weight_decay is not None:
+            made = dataclasses.replace(made, optim=dataclasses.replace(made.optim, weight_decay=self.weight_decay))
+        if self.warmup_tokens is not None:
+            warmup = round(min(self.warmup_tokens(x, made.tokens_per_step), d / 10))
+            made = dataclasses.replace(made, schedule=dataclasses.replace(made.schedule, warmup_tokens=warmup))
+        return made
+
+
+def nonembedding_flops(config: RunConfig) -> float:
+    """Non-embedding FLOPs per token x D with full attention, as DeepSeek counts C (2401.02954, equation 2)."""
+    head = 6 * config.model.d_model * config.model.vocab_size
+    return (flops_per_token(config.model, config.data.seq_len, causal=False) - head) * config.tokens
+
+
+PUBLISHED = {
+    rule.name: rule
+    for rule in (
+        PublishedRule(
+            name="step-law",
+            source="2503.04715, equation 1",
+            lr=lambda n, d: 1.79 * n**-0.713 * d**0.307,
+            batch_tokens=lambda n, d: 0.58 * d**0.571,
+            x=lambda config: config.counts.n_nonembedding,
+            x_name="N (non-embedding)",
+            x_range=(6e7, 1e9),
+            conditions="AdamW, cosine to 1e-5",
+            weight_decay=0.1,
+            warmup_tokens=lambda n, batch: 2000 * batch,
+        ),
+        PublishedRule(
+            name="deepseek",
+            source="2401.02954, equation 1",
+            lr=lambda c, d: 0.3118 * c**-0.1250,
+            batch_tokens=lambda c, d: 0.2920 * c**0.3271,
+            x=nonembedding_flops,
+            x_name="C (non-embedding FLOPs)",
+            x_range=(1e17, 2e19),
+            conditions="AdamW, multi-step schedule",
+            weight_decay=0.1,
+            warmup_tokens=lambda c, batch: 2000 * batch,
+        ),
+        PublishedRule(
+            name="porian",
+            source="2406.19146, section 3.4",
+            lr=lambda n, d: 0.0047 * (n / 108e6) ** (-1 / 3),
+            batch_tokens=lambda n, d: 2048 * 160 * (n / 108e6) ** (2 / 3),
+            x=lambda config: config.counts.n_compute,
+            x_name="N (with the head)",
+            x_range=(2.5e7, 1.1e8),
+            conditions="constant learning rate; a higher b2 at small batches",
+            warmup_tokens=lambda n, batch: n,
+        ),
     )
+}
+
+
+def published(name: str) -> PublishedRule:
+    """The rule of that name. Raises InputError for an unknown one, naming the nearest."""
+    if name not in PUBLISHED:
+        raise InputError(f"rule {name!r}: expected one of {', '.join(PUBLISHED)}{did_you_mean(name, PUBLISHED)}")
+    return PUBLISHED[name]
+
+
+def with_settings(config: RunConfig, lr: float, batch_size: int) -> RunConfig:
+    return dataclasses.replace(config, batch_size=batch_size, optim=dataclasses.replace(config.optim, lr=lr))
+
+
+def windows(tokens: float, config: RunConfig) -> int:
+    return max(1, round(tokens / config.data.seq_len))
+
+
+def warn_outside(rule: str, values: dict[str, tuple[float, tuple[float, float]]], factor: float) -> None:
+    """One line, the same for all runs that a rule is used on, so that Python shows it once."""
+    for name, (value, (low, high)) in values.items():
+        if not low / factor <= value <= high * factor:
+            warnings.warn(
+                f"{rule} is used outside the range it was fitted on, {name} {low:.3g} to {high:.3g}: nothing vouches "
+                "for its learning rate and batch there; tune on small models with scaling tune",
+                OutOfRange,
+                stacklevel=3,
+            )
+
+
+KINDS = {"power": PowerRule, "grid": GridRule}
+
+
+def save_rule(rule: PowerRule | GridRule, path: Path | str, provenance: dict[str, Any]) -> None:
+    """Writes the rule and where it comes from, as JSON, for `load_rule`."""
+    kind = next(name for name, made in KINDS.items() if isinstance(rule, made))
+    record = {"rule": kind, **dataclasses.asdict(rule), "provenance": provenance}
+    write_atomically(Path(path), json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def load_rule(path: Path | str) -> PowerRule | GridRule:
+    """The rule in a file that `scaling tune --out` wrote. Raises InputError where it is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"rule {str(path)!r}: no such file; scaling tune DIR --out FILE writes one")
+    record = read_json(path)
+    made = KINDS.get(record.get("rule"))
+    fields = [f.name for f in dataclasses.fields(made)] if made else []
+    if made is None or any(name not in record for name in fields):
+        raise InputError(f"{path}: holds no rule of scaling tune; write it again with scaling tune DIR --out {path}")
+    return made(**{n: tuple(record[n]) if isinstance(record[n], list) else record[n] for n in fields})

@@ -12,6 +12,7 @@ from analysis.study import Study
 from models.errors import InputError
 from scaling.run import read_json, write_atomically
 from sweeps.cost import duration
+from sweeps.health import coordinates_text, health, health_line, health_text
 from sweeps.table import run_folders
 
 
@@ -47,7 +48,9 @@ def report(study: Study, folder: Path, facts: dict[str, Any], started: float) ->
     `seconds` of the summary: all launches of the sweep, preparing the corpus included, and this analysis, which began
     at `started` (time.monotonic).
     """
-    name = facts["name"]
+    name, tuning = facts["name"], health(folder)
+    checks = [health_line(tuning), coordinates_text(folder)]
+    facts = facts | {"tuning": "; ".join(filter(None, checks))}
     path = write_report(study, folder / "report.html", f"Scaling study: {name}", checklist(study, facts))
     seconds = None if facts["seconds"] is None else round(facts["seconds"] + time.monotonic() - started, 1)
     (folder / "figures").mkdir(exist_ok=True)
@@ -58,11 +61,11 @@ def report(study: Study, folder: Path, facts: dict[str, Any], started: float) ->
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     missing = facts["runs"] - facts["finished"]
     lines = [f"{missing} of {facts['runs']} runs are not finished and left out"] if missing else []
-    lines.append(text_report(study))
+    lines += [text_report(study), health_text(tuning), *checks[1:]]
     if seconds is not None:
         lines.append(f"{facts['flops']:.4g} FLOPs trained and analysed in {seconds:.0f} s")
     lines.append(f"report: {path}")
-    return "\n\n".join(lines)
+    return "\n\n".join(filter(None, lines))
 
 
 def checklist(study: Study, facts: dict[str, Any]) -> dict[str, str]:
@@ -85,6 +88,8 @@ def checklist(study: Study, facts: dict[str, Any]) -> dict[str, str]:
         "flops": "matrix product by matrix product, causal attention, backward = 2x forward",
         "checkpoints": "the loss after the last step of each run",
     }
+    if "tuning" in facts:
+        stated["tuning"] = facts["tuning"]
     if facts["seconds"] is not None:
         stated["cost"] = f"{facts['flops']:.4g} FLOPs, {duration(facts['seconds'])} of wall clock"
     return stated

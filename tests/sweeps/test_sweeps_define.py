@@ -70,7 +70,7 @@ def test_numbers_of_other_kinds_are_plain_numbers():
 
 
 def test_rule_sets_what_the_axes_leave_open():
-    rule = PowerRule(c=0.01, p=-0.5, q=0.0, batch_size=4, n_range=(1, 2), d_range=(1, 2))
+    rule = PowerRule(c=0.01, p=-0.5, q=0.0, batch_size=4, n_range=(1e4, 1e6), d_range=(1e5, 1e7))
     (ruled,) = grid({"n": [1e5]}, rule=rule)
     assert ruled.batch_size == 4
     assert ruled.optim.lr == pytest.approx(0.01 * (ruled.counts.n_compute / 1e5) ** -0.5, rel=5e-3)
@@ -288,7 +288,7 @@ def test_durations_read_well():
 
 
 def test_rule_is_the_formula():
-    rule = PowerRule(c=0.003, p=-0.4, q=-0.5, batch_size=2, n_range=(1, 2), d_range=(1, 2))
+    rule = PowerRule(c=0.003, p=-0.4, q=-0.5, batch_size=2, n_range=(1e4, 1e6), d_range=(1e5, 1e7))
     assert rule.lr(1e5, 1e6) == 0.003
     assert rule.lr(2e5, 4e6) == pytest.approx(0.003 * 2**-0.4 / 2, rel=5e-3)
     assert rule(RunConfig(optim=OptimConfig(lr=1.0))).optim.lr != 1.0

@@ -1,11 +1,19 @@
-"""A planted learning-rate rule is recovered from the losses of a tuning sweep."""
+"""Planted rules are recovered from the losses of a tuning sweep; published ones know their range."""
+
+import dataclasses
+import json
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
+from models.config import ModelConfig
 from models.errors import InputError
-from sweeps.hyperparameters import fit_rule, optimum, tune
+from scaling.run import DataConfig, RunConfig
+from sweeps.hyperparameters import PUBLISHED, GridRule, OutOfRange, PowerRule, load_rule, published
+from sweeps.tuning import LEVEL, ellipse, ellipses, fit_rule, optimum, save, tune
 
 
 def planted(lrs, best_batch=4, p=-0.4, q=-0.3):
@@ -54,10 +62,136 @@ def test_optimum_of_a_parabola():
 
 
 def test_tune_prints_a_rule_to_paste():
-    assert "PowerRule(c=0.01, p=-0.400, q=-0.300, batch_size=4" in tune(planted([0.005, 0.01, 0.02, 0.04, 0.08]))
+    assert "PowerRule(c=0.01, p=-0.400, q=-0.300, batch_size=4" in tune(planted([0.005, 0.01, 0.02, 0.04, 0.08])).text
 
 
 def test_unfinished_runs_are_no_optimum():
     frame = planted([0.005, 0.01, 0.02]).assign(status="diverged")
     with pytest.raises(InputError, match="no finished runs"):
         tune(frame)
+
+
+RATES, BATCHES = 0.01 * 2.0 ** np.arange(-3, 4), 2.0 ** np.arange(0, 7)
+
+
+def grid(noise=0.0, seed=0, sizes=(1e4, 3e4, 9e4), rates=RATES, c=0.01):
+    """A tilted bowl for each (N, D): best lr c (N/1e5)^-0.4 (D/1e6)^-0.3, best batch 8 (D/1e6)^0.5 windows."""
+    rng, rows = np.random.default_rng(seed), []
+    for n in sizes:
+        for d in (1e6, 4e6):
+            for lr in rates:
+                for batch in BATCHES:
+                    u = np.log(lr / (c * (n / 1e5) ** -0.4 * (d / 1e6) ** -0.3))
+                    v = np.log(batch / (8 * (d / 1e6) ** 0.5))
+                    loss = 2 * np.exp(0.02 * u**2 - 0.015 * u * v + 0.01 * v**2 + noise * rng.normal())
+                    row = {
+                        "n_compute": n,
+                        "tokens": d,
+                        "batch_size": int(batch),
+                        "lr": lr,
+                        "loss": loss,
+                        "seq_len": 100,
+                    }
+                    rows.append(row | {"status": "finished", "run": f"r{len(rows)}"})
+    return pd.DataFrame(rows)
+
+
+def test_a_rule_over_learning_rate_and_batch_is_recovered_and_comes_back_from_its_file(tmp_path):
+    tuned = tune(grid(), "bowls")
+    rule = tuned.rule
+    assert isinstance(rule, GridRule)
+    assert (rule.c, rule.p, rule.q) == pytest.approx((0.01, -0.4, -0.3), rel=1e-3)
+    assert (rule.b, rule.r) == pytest.approx((800, 0.5), rel=1e-3)  # windows of 100 tokens
+    save(tuned, tmp_path / "rule.json")
+    assert load_rule(tmp_path / "rule.json") == rule
+    told = json.loads((tmp_path / "rule.json").read_text())["provenance"]
+    assert (told["sweep"], len(told["runs"])) == ("bowls", len(grid()))
+    assert told["scatter_log_lr"] < 1e-6
+    assert {"python", "jax", "numpy"} <= told["versions"].keys()
+    config = RunConfig(data=DataConfig(seq_len=50), tokens=4_000_000)
+    assert rule(config).batch_size == 32
+    assert rule(config).optim.lr == pytest.approx(rule.lr(config.counts.n_compute, 4e6))
+
+
+def test_the_ellipse_holds_the_truth_as_often_as_it_says():
+    """Over 300 noisy grids: the region's share of hits is its level, within four standard errors."""
+    truth, hits = np.log([0.01 * 0.1**-0.4, 800]), 0
+    for seed in range(300):
+        cell = grid(noise=0.003, seed=seed, sizes=(1e4,)).query("tokens == 1e6")
+        found = ellipse(cell["lr"].to_numpy(), cell["batch_size"].to_numpy() * 100, cell["loss"].to_numpy())
+        off = np.log([found.lr, found.batch]) - truth
+        hits += off @ np.linalg.solve(found.covariance, off) / 2 <= stats.f.ppf(LEVEL, 2, found.freedom)
+    assert hits / 300 == pytest.approx(LEVEL, abs=4 * np.sqrt(LEVEL * (1 - LEVEL) / 300))
+
+
+def test_a_size_whose_optimum_lies_at_the_edge_is_named_and_not_used():
+    frame = grid(rates=RATES[:5], sizes=(1e4, 6e4, 9e4))
+    found = ellipses(frame)
+    bad = [e for e in found if e.problem]
+    assert {e.n for e in bad} == {1e4}
+    assert all("edge of the grid in lr" in e.problem for e in bad)
+    tuned = tune(frame)
+    assert "edge of the grid in lr: not used" in tuned.text
+    assert tuned.rule.p == pytest.approx(-0.4, rel=1e-3)
+    with pytest.raises(InputError):
+        tune(grid(c=1.0))
+
+
+def test_a_rule_of_learning_rates_alone_is_saved_too(tmp_path):
+    tuned = tune(planted([0.005, 0.01, 0.02, 0.04, 0.08]).query("batch_size == 4"))
+    assert isinstance(tuned.rule, PowerRule)
+    save(tuned, tmp_path / "rule.json")
+    assert load_rule(tmp_path / "rule.json") == tuned.rule
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"rule": "grid"}', '{"rule": "no"}'])
+def test_what_is_no_rule_says_how_to_make_one(tmp_path, content):
+    path = tmp_path / "rule.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match="scaling tune"):
+        load_rule(path)
+
+
+LARGE = RunConfig(
+    model=ModelConfig(vocab_size=32_768, d_model=768, n_layers=12, n_heads=12),
+    data=DataConfig(seq_len=2048),
+    tokens=2_000_000_000,
+)
+
+
+def test_published_rules_by_hand():
+    """Closed forms at N = 108M (Porian) and at a model of 85M without embeddings (Step Law)."""
+    rule = published("porian")
+    assert (rule.lr(108e6, 0), rule.batch_tokens(108e6, 0)) == pytest.approx((0.0047, 160 * 2048))
+    made = published("step-law")(LARGE)
+    n = LARGE.counts.n_nonembedding
+    assert made.optim.lr == pytest.approx(1.79 * n**-0.713 * 2e9**0.307, rel=5e-3)
+    assert made.batch_size == round(0.58 * 2e9**0.571 / 2048)
+    assert made.schedule.warmup_tokens == 2e8  # 2,000 steps would be more than a tenth of D
+    large = dataclasses.replace(LARGE, tokens=10_000_000_000)
+    assert published("deepseek")(large).optim.lr == pytest.approx(0.3118 * (large.flops * 0.75) ** -0.125, rel=0.05)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_outside_its_range_a_rule_warns_once_in_one_line(name):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for tokens in (1_000_000, 2_000_000):
+            PUBLISHED[name](RunConfig(tokens=tokens))
+    assert len(caught) == 1
+    assert caught[0].category is OutOfRange
+    assert "outside the range it was fitted on" in str(caught[0].message)
+    assert "\n" not in str(caught[0].message)
+
+
+def test_a_rule_of_our_own_may_be_used_above_its_sizes_but_not_anywhere():
+    rule = PowerRule(c=0.003, p=-0.4, q=-0.6, batch_size=2, n_range=(1e4, 1e5), d_range=(2.5e5, 2e6))
+    rule(RunConfig(tokens=4_000_000))  # warnings are errors here
+    with pytest.warns(OutOfRange):
+        rule(RunConfig(tokens=400_000_000, data=DataConfig(repeat=True)))
+
+
+def test_an_unknown_rule_names_the_nearest():
+    with pytest.raises(InputError, match="step-law"):
+        published("steplaw")

@@ -1,0 +1,241 @@
+"""Was each size of a sweep trained with good settings? Checks on the finished runs, and a verdict per size.
+
+Two kinds of evidence. Where learning rates were varied: whether the best lies inside its grid. On any ladder: the loss
+curves, normalised to their ends, fall on one another when every size is tuned (supercollapse, 2507.02119), and the
+final losses on one line; a wrong learning rate at one size breaks both. Here a size is judged by how far it lies from a
+line in log N through the other sizes, in units of how far those lie from it.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from models.errors import InputError
+from scaling.run import read_config, read_json, write_atomically
+from sweeps.cost import align
+from sweeps.table import run_folders, table
+from sweeps.tuning import optimum
+
+MIDDLE = (0.4, 0.8)  # of the tokens: after the warm-up at any D, before the cooldown
+LEAST_SIZES = 4
+COORDINATES = "coordinates.json"
+FLAT = 0.05  # a slope below which an activation counts as free of size
+DOUBTFUL, UNTUNED = 4.5, 7.0  # scores; chosen on simulated ladders other than those of the test
+VERDICTS = ("tuned", "doubtful", "untuned")
+NOISE = 2e-3  # of a loss, between seeds: 0.05 to 0.7 % for most tasks
+PRIOR = 16.0  # how many degrees of freedom the stated errors count for, beside the scatter of the other sizes
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Training loss of every step of one run, nats per token, and its N."""
+
+    n: float
+    loss: np.ndarray
+    final: float  #: loss at the end, nats per token: of the validation where it is known
+
+
+def normalised(curve: LossCurve, floor: float) -> tuple[float, float]:
+    """(log l, its standard error), l(x) = (L(x t*) - L0) / (L(t*) - L0) for the mean L over MIDDLE.
+
+    The error is a seed's, and that of a mean over steps: of neighbours' differences, so that the curve's own fall does
+    not count.
+    """
+    first, last = (round(share * len(curve.loss)) for share in MIDDLE)
+    part = curve.loss[first:last]
+    if len(part) < 8:
+        raise InputError(f"loss curve of {len(curve.loss)} steps: too short to be compared")
+    mean = part.mean()
+    error = math.hypot(np.diff(part).std() / math.sqrt(2 * len(part)), NOISE * mean)
+    return math.log(max(mean - floor, 1e-9) / (curve.final - floor)), error / (mean - floor)
+
+
+def scores(curves: Sequence[LossCurve]) -> pd.DataFrame:
+    """Rows n, collapse, final, score: how far each size's curve and its last loss lie from a line in log N through
+    those of the others, in standard errors or, where that is larger, in the others' own scatter; and both together.
+
+    The curve counts half: among sizes that are tuned it varies more than its errors say. Raises InputError for fewer
+    than LEAST_SIZES sizes.
+    """
+    curves = sorted(curves, key=lambda c: c.n)
+    n = np.array([c.n for c in curves])
+    if len(set(n)) < LEAST_SIZES:
+        raise InputError(f"collapse: {len(set(n))} sizes; at least {LEAST_SIZES} can be compared")
+    x, last = np.log(n), np.array([c.final for c in curves])
+    floor = irreducible(x, last)
+    middle = np.array([normalised(c, floor) for c in curves])
+    y = np.stack([middle[:, 0], np.log(last - floor)], axis=1)
+    error = np.stack([middle[:, 1], NOISE * last / (last - floor)], axis=1)
+    collapse, final = np.abs(deviations(x, y, error)).T
+    return pd.DataFrame({"n": n, "collapse": collapse, "final": final, "score": np.hypot(collapse / 2, final)})
+
+
+def irreducible(x: np.ndarray, last: np.ndarray) -> float:
+    """L0 for which log(L - L0) is nearest to a line in log N, whichever one size is left out."""
+
+    def misfit(floor: float) -> float:
+        y = np.log(last - floor)
+        return min(residual(np.delete(x, i), np.delete(y, i)[:, None]) for i in range(len(x)))
+
+    candidates = np.linspace(0.0, 0.9, 46) * last.min()
+    return float(candidates[int(np.argmin([misfit(c) for c in candidates]))])
+
+
+def residual(x: np.ndarray, y: np.ndarray) -> float:
+    """RMS residual of straight lines in x, freedom counted."""
+    design = np.stack([np.ones_like(x), x], axis=1)
+    left = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    return math.sqrt(float(np.sum(left**2)) / (max(1, len(x) - 2) * y.shape[1]))
+
+
+def deviations(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """How far each of y [sizes, parts] lies from the line through the other sizes, over what is expected of it.
+
+    Lines are weighted by 1 / error^2. Expected is the error, times what the others scatter about their lines over what
+    is expected of them. As the one judged is left out of both, one bad size does not hide, nor does it blame the
+    others: their own scatter holds it.
+    """
+    found = []
+    for i in range(len(x)):
+        others = np.delete(np.arange(len(x)), i)
+        chi2, misses = 0.0, []
+        for k in range(y.shape[1]):
+            design = np.stack([np.ones(len(others)), x[others] - x[i]], axis=1) / error[others, k, None]
+            inverse = np.linalg.inv(design.T @ design)
+            line = inverse @ design.T @ (y[others, k] / error[others, k])
+            chi2 += float(np.sum((y[others, k] / error[others, k] - design @ line) ** 2))
+            misses.append((y[i, k] - line[0]) / math.sqrt(error[i, k] ** 2 + inverse[0, 0]))
+        excess = math.sqrt((PRIOR + chi2) / (PRIOR + (len(others) - 2) * y.shape[1]))
+        found.append(np.array(misses) / excess)
+    return np.array(found)
+
+
+def coordinates(folder: Path | str) -> dict:
+    """The coordinate check of a sweep's own models, one a size with its own settings: {"axis", "slopes"}, kept in
+    coordinates.json for the report. Trains ten steps of each.
+
+    Raises InputError for fewer than three widths and fewer than three depths.
+    """
+    from scaling.coordinates import changes_over, slopes  # JAX, which the other checks do without
+
+    folder = Path(folder)
+    configs = {}
+    for path in run_folders(folder):
+        if (path / "config.json").exists():
+            config = read_config(path)
+            configs.setdefault(config.model, config)
+    axis = "d_model" if len({model.d_model for model in configs}) >= 3 else "n_layers"
+    found = slopes(changes_over(list(configs.values())), axis)
+    kept = {"axis": axis, "slopes": {name: round(float(slope), 4) for name, slope in found.items()}}
+    write_atomically(folder / COORDINATES, json.dumps(kept, indent=1) + "\n")
+    return kept
+
+
+def coordinates_text(folder: Path) -> str:
+    """What `coordinates` found, in a line; "" where it was not asked for."""
+    if not (folder / COORDINATES).exists():
+        return ""
+    kept = read_json(folder / COORDINATES)
+    worst = max(kept["slopes"], key=lambda name: abs(kept["slopes"][name]))
+    slope = kept["slopes"][worst]
+    says = "learning rates carry over" if abs(slope) < FLAT else "a learning rate does not carry over from size to size"
+    return f"coordinate check: {worst} moves most with {kept['axis']}, as its power {slope:+.3f}: {says}"
+
+
+def verdict(score: float) -> str:
+    return VERDICTS[int(score >= DOUBTFUL) + int(score >= UNTUNED)]
+
+
+def health(folder: Path | str) -> pd.DataFrame:
+    """A row a size: n, runs, lr (what its grid says), collapse, final, score (of `scores`), verdict, reason.
+
+    Raises InputError where nothing is finished.
+    """
+    folder = Path(folder)
+    frame = table(folder)
+    done = frame[frame["status"] == "finished"]
+    if done.empty:
+        raise InputError(f"{folder}: no finished runs to check; train the sweep first")
+    done = done.assign(cell=[float(f"{d:.2g}") for d in done["tokens"]])
+    grids = {n: grid_check(runs) for n, runs in done.groupby("n_compute")}
+    best = done.loc[done.groupby(["n_compute", "cell"])["loss"].idxmin()]
+    ladder = compare(best, {path.name: path for path in run_folders(folder)})
+    rows = []
+    for n, runs in done.groupby("n_compute"):
+        diverged = int(((frame["n_compute"] == n) & (frame["status"] == "diverged")).sum())
+        rows.append({"n": n, "runs": len(runs), **judge(grids[n], ladder.get(n), diverged)})
+    return pd.DataFrame(rows)
+
+
+def judge(grid: str, ladder: tuple[float, float, float] | None, diverged: int) -> dict:
+    collapse, final, score = ladder or (math.nan,) * 3
+    said = {"lr": grid, "collapse": collapse, "final": final, "score": score}
+    if grid == "edge":
+        return said | {"verdict": "untuned", "reason": "best learning rate at the edge of its grid"}
+    if grid == "none" and diverged:
+        return said | {"verdict": "untuned", "reason": f"{diverged} runs diverged"}
+    if ladder is None:
+        if grid == "inside":
+            return said | {"verdict": "tuned", "reason": "best learning rate inside its grid"}
+        return said | {"verdict": "doubtful", "reason": f"fewer than {LEAST_SIZES} sizes to compare: nothing vouches"}
+    found = verdict(score)
+    what = "curve" if collapse >= final else "final loss"
+    reason = "in line with the other sizes" if found == "tuned" else f"{what} out of line with the other sizes"
+    return said | {"verdict": found, "reason": reason}
+
+
+def grid_check(runs: pd.DataFrame) -> str:
+    """Of one size: "inside", "edge", or "none" where no three learning rates were tried at one (D, batch)."""
+    found = []
+    for _, cell in runs.groupby(["cell", "batch_size"]):
+        cell = cell.groupby("lr", as_index=False)["loss"].mean()
+        if len(cell) >= 3:
+            _, loss, inside = optimum(cell["lr"].to_numpy(), cell["loss"].to_numpy())
+            found.append((loss, inside))
+    return "none" if not found else "inside" if min(found)[1] else "edge"
+
+
+def compare(best: pd.DataFrame, folders: dict[str, Path]) -> dict[float, tuple[float, float, float]]:
+    """n -> (collapse, final, score), the median over ladders: the k-th shortest run of each size is the k-th ladder."""
+    found: dict[float, list[list[float]]] = {}
+    rank = best.sort_values("tokens").groupby("n_compute").cumcount()
+    for _, ladder in best.groupby(rank):
+        curves = [
+            read_curve(folders[run], n, loss)
+            for run, n, loss in zip(*(ladder[k] for k in ("run", "n_compute", "loss")), strict=True)
+        ]
+        try:
+            table = scores([c for c in curves if c is not None])
+        except InputError:
+            continue
+        for n, *three in table.itertuples(index=False):
+            found.setdefault(n, []).append(three)
+    return {n: tuple(np.median(values, axis=0)) for n, values in found.items()}
+
+
+def read_curve(folder: Path, n: float, final: float) -> LossCurve | None:
+    try:
+        loss = pd.read_parquet(folder / "curve.parquet", columns=["loss"])["loss"].to_numpy(float)
+    except (OSError, ValueError):
+        return None
+    return LossCurve(float(n), loss, float(final))
+
+
+def health_text(found: pd.DataFrame) -> str:
+    """The verdicts as a table."""
+    rows = [["N", "verdict", "learning-rate grid", "curve", "final loss", "both", ""]]
+    for r in found.itertuples():
+        numbers = ["-" if math.isnan(v) else f"{v:.1f}" for v in (r.collapse, r.final, r.score)]
+        rows.append([f"{r.n:,.0f}", r.verdict, r.lr, *numbers, r.reason])
+    return "Tuning of each size (distance from the other sizes, in their own scatter)\n" + align(rows)
+
+
+def health_line(found: pd.DataFrame) -> str:
+    """The verdicts in one line."""
+    by = {v: [f"{n:.3g}" for n in found.loc[found["verdict"] == v, "n"]] for v in VERDICTS}
+    return "; ".join(f"{v}: N {', '.join(sizes)}" for v, sizes in by.items() if sizes)
