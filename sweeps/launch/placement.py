@@ -65,11 +65,11 @@ class Placement:
         if not isinstance(self.ray_resources, dict) or not all(
             is_number(v) and v > 0 for v in self.ray_resources.values()
         ):
-            raise InputError(f"ray_resources = {self.ray_resources!r}: expected amounts above 0, such as {{ a100 = 1 }}")
+            raise InputError(f"ray_resources = {self.ray_resources!r}: expected amounts, such as {{ a100 = 1 }}")
         if self.notice > 30 * self.minutes:
             raise InputError(
-                f"notice = {self.notice} seconds is more than half of minutes = {self.minutes}: workers would only save; "
-                "give them more time"
+                f"notice = {self.notice} seconds is more than half of minutes = {self.minutes}: "
+                "workers would do little but save; give them more time"
             )
 
 

@@ -1,4 +1,4 @@
-"""Runs a sweep on a Slurm cluster, through submitit: a job array of workers, each of which loops over the sweep's folder.
+"""Runs a sweep on a Slurm cluster, through submitit: a job array of workers, each looping over the sweep's folder.
 
 A worker that is preempted, whose time is up or whose node is lost saves its state where it still can and is queued
 again; whichever worker comes next continues the run. The launcher may go away once the jobs are submitted. The sweep's
@@ -105,7 +105,7 @@ def submit(submitit: Any, work: "Work", folder: Path, placement: Placement, work
 
 
 def sbatch_parameters(name: str, placement: Placement) -> dict[str, Any]:
-    """The options of sbatch and srun, by submitit's names: a task on each node, so that JAX finds the hosts by itself."""
+    """The options of sbatch and srun, by submitit's names: a task on each node, which is how JAX finds the hosts."""
     optional = {key: getattr(placement, key) for key in ("partition", "account", "qos", "constraint")}
     parameters = {key: value for key, value in optional.items() if value}
     if placement.memory_gib is not None:

@@ -9,7 +9,6 @@ Debian's slurm-wlm and munge, run by root. Everything started is ended by proces
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -104,7 +103,7 @@ def start(folder: Path) -> None:
     nodes = []
     for name, port in zip(NODES, ports[1:], strict=True):
         (folder / f"spool-{name}").mkdir()
-        nodes.append(f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} RealMemory=4096")
+        nodes.append(f"NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} RealMemory=4096")
     text = CONFIGURATION.format(folder=folder, port=ports[0], host=HOST, nodes="\n".join(nodes))
     (folder / "slurm.conf").write_text(text)
     (folder / "cgroup.conf").write_text("CgroupPlugin=autodetect\n")
@@ -180,22 +179,19 @@ def spawn(folder: Path, name: str, program: str, *options: str) -> int:
 
 
 def steps(folder: Path, node: str) -> list[int]:
-    """Process ids of the daemons of the job steps on a virtual node; they survive the node's own daemon."""
-    found_steps = []
-    for pid, line in processes():
-        if re.match(rf"slurmstepd\b", line) and f"spool-{node}" in opened(pid, folder):
-            found_steps.append(pid)
-    return found_steps
+    """Process ids of the daemons of the job steps on a virtual node; they outlive the node's own daemon."""
+    log = str(folder / f"slurmd-{node}.log")
+    return [pid for pid, line in processes() if line.startswith("slurmstepd:") and log in opened(pid)]
 
 
-def opened(pid: int, folder: Path) -> str:
-    """The files under `folder` that a process holds open, and its working folder, as one text."""
-    links = []
+def opened(pid: int) -> set[str]:
+    """The files that a process holds open."""
+    files = set()
     with contextlib.suppress(OSError):
-        for link in [*Path(f"/proc/{pid}/fd").iterdir(), Path(f"/proc/{pid}/cwd")]:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                links.append(os.readlink(link))
-    return "\n".join(link for link in links if link.startswith(str(folder)))
+                files.add(os.readlink(link))
+    return files
 
 
 def processes() -> list[tuple[int, str]]:
@@ -203,7 +199,8 @@ def processes() -> list[tuple[int, str]]:
     every = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            every.append((int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf8", "replace")))
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+            every.append((int(entry.name), line.decode("utf8", "replace")))
     return every
 
 
