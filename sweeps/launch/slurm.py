@@ -13,26 +13,23 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
-from scaling.hosts import EXIT_PREEMPTED
 from scaling.run import read_json, write_atomically
 from sweeps.launch.engine import (
+    EXIT_INPUT,
     STARTS,
+    Attended,
     Standing,
-    end_worker,
     follow,
     standing,
-    start_worker,
     worker_command,
     workers_wanted,
 )
 from sweeps.launch.placement import Placement
-
-EXIT_INPUT = 2  # the worker's word for bad input: another start would end the same way
 
 
 def launch(
@@ -64,7 +61,7 @@ def launch(
         )
     jobs = list(earlier)
     if wanted > len(earlier):
-        work = Work(list(command or worker_command(folder)), placement.nodes, placement.notice)
+        work = Work(folder, list(command or worker_command(folder)), placement.nodes, placement.notice)
         jobs += submit(submitit, work, folder, placement, wanted - len(earlier))
         show(f"submitted {wanted - len(earlier)} workers: jobs {', '.join(jobs[len(earlier) :])}")
     write_atomically(folder / "slurm.json", json.dumps({"jobs": jobs, "submitted": time.time()}) + "\n")
@@ -134,53 +131,36 @@ def sbatch_parameters(name: str, placement: Placement) -> dict[str, Any]:
 
 @dataclass
 class Work:
-    """What submitit runs in each task of a job: a worker as a child, restarted where it dies.
+    """What submitit runs in each task of a job.
 
     At submitit's signal (the time limit comes near) `checkpoint` lets the worker save, then submitit requeues the job.
-    At SIGTERM (preemption, scancel) the worker saves and the job ends; the first of these Slurm requeues by itself.
+    At SIGTERM (preemption, scancel) the worker saves and the job ends; a preempted one Slurm requeues by itself.
     """
 
+    folder: Path
     command: list[str]
     nodes: int
     notice: int  #: seconds to save in
-    asked: bool = False  #: to leave
-    child: subprocess.Popen | None = field(default=None, repr=False)
+    worker: Attended | None = None
 
     def __call__(self) -> int:
-        signal.signal(signal.SIGTERM, self.leave)
-        code = EXIT_PREEMPTED
-        for _ in range(STARTS):
-            if self.asked:
-                break
-            self.child = start_worker(self.command)
-            if self.asked:  # while it was started
-                self.leave()
-            while self.child.poll() is None:
-                time.sleep(0.2)
-            code = self.child.returncode
-            if code == 0:
-                return 0
-            print(f"the worker ended with {code}", flush=True)
-            if code == EXIT_INPUT or self.nodes > 1:
-                break
-        if self.nodes > 1 and code != EXIT_INPUT and not self.asked:
-            # A host that died takes the others' JAX with it: all start again together.
+        self.worker = Attended(self.folder, self.command)
+        signal.signal(signal.SIGTERM, lambda *_: self.worker.leave())
+        # A host that dies takes the others' JAX with it: all start again together.
+        code = self.worker.work(starts=1 if self.nodes > 1 else STARTS)
+        if self.nodes > 1 and code not in (0, EXIT_INPUT) and not self.worker.asked:
             requeue(os.environ)
-        raise SystemExit(code if code > 0 else 128 - code)
-
-    def leave(self, *_: Any) -> None:
-        self.asked = True
-        if self.child is not None and self.child.returncode is None:
-            self.child.terminate()
+        if code:
+            raise SystemExit(code)  # not an error for submitit to keep
+        return code
 
     def checkpoint(self) -> Any:
         """Called by submitit on the first host; the training loop tells the other hosts."""
         from submitit.core.utils import DelayedSubmission
 
-        self.asked = True
-        if self.child is not None:
-            end_worker(self.child, max(self.notice - 10, 5))
-        return DelayedSubmission(Work(self.command, self.nodes, self.notice))
+        if self.worker is not None:
+            self.worker.end(max(self.notice - 10, 5))
+        return DelayedSubmission(Work(self.folder, self.command, self.nodes, self.notice))
 
 
 def requeue(environment: Any) -> None:

@@ -90,7 +90,7 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
                 continue
             unit = units[chosen]
             run, attempts = unit.run_id, queue.attempts(unit)
-            say("begin", run=run)
+            say("begin", run=run, attempts=attempts)
             try:
                 result = train(
                     unit.config,

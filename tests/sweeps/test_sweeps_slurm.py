@@ -185,5 +185,8 @@ def test_a_lost_node(cluster, tmp_path):
     nodes = [node for node, _, _ in starts(folder)]
     assert nodes.count(lost) == 2
     assert nodes.count(slurm_cluster.NODES[0]) == 4, "the other node's workers take over the lost node's runs"
+    down = lambda: "down" in slurm_cluster.ask(cluster, "sinfo", "-h", "-n", lost, "-p", "low", "-o", "%T")  # noqa: E731
+    wait_for(down, 40, "Slurm to miss the node")
+    assert len(set(slurm.read_jobs(folder)) & slurm.queued()) == 2, "the jobs of the lost node are queued again"
     slurm_cluster.start_node(cluster, lost)
     wait_for_end(folder, 30)
