@@ -66,10 +66,13 @@ def workers_wanted(placement: Placement, runs_left: int) -> int:
 
 class Attended:
     """A worker as a child that ends with this process; it is started anew where it dies, and the run it died with
-    counts that as an attempt, so that a run which kills its workers does not keep them from the others for ever."""
+    counts that as an attempt, so that a run which kills its workers does not keep them from the others for ever.
 
-    def __init__(self, folder: Path, command: Sequence[str]) -> None:
-        self.folder, self.command = folder, list(command)
+    `log`: where its standard error goes, if not to this process's own.
+    """
+
+    def __init__(self, folder: Path, command: Sequence[str], log: Path | None = None) -> None:
+        self.folder, self.command, self.log = folder, list(command), log
         self.asked = False  # to save and leave
         self.child: subprocess.Popen | None = None
         self.doing: tuple[str, int] | None = None  # the run that the child trains, and the attempts before this one
@@ -119,9 +122,10 @@ class Attended:
             end_with_parent()
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's notice may reach all processes of a step
 
-        return subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, preexec_fn=prepare
-        )
+        with contextlib.ExitStack() as stack:
+            errors = stack.enter_context(open(self.log, "ab")) if self.log else None
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": errors}
+            return subprocess.Popen(self.command, text=True, preexec_fn=prepare, **pipes)
 
     def read(self, child: subprocess.Popen) -> None:
         with child.stdout:

@@ -2,21 +2,19 @@
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import slurm_cluster
+from engine_sweeps import real_sweep, starts, stub, stub_sweep, wait_for
 
 from models.errors import InputError
 from sweeps.launch import slurm
 from sweeps.launch.engine import standing
 from sweeps.launch.placement import Placement, read_placement
-
-sys.path.insert(0, str(Path(__file__).parent))
-import slurm_cluster
-
-STUB = Path(__file__).parent / "stub_worker.py"
+from sweeps.table import table
 
 
 def test_a_placement_is_checked(tmp_path):
@@ -76,29 +74,6 @@ def cluster(tmp_path_factory):
         os.environ["SLURM_CONF"] = before
 
 
-def stub_sweep(folder: Path, runs: int) -> Path:
-    (folder / "runs").mkdir(parents=True)
-    (folder / "sweep.json").write_text(json.dumps({"runs": [f"r{i}" for i in range(runs)]}))
-    return folder
-
-
-def stub(folder: Path, steps: int, seconds: float = 0.1) -> list[str]:
-    return [sys.executable, str(STUB), str(steps), str(seconds), str(folder)]
-
-
-def starts(folder: Path) -> list[tuple[str, int, int]]:
-    """(node, steps done before, restarts of the job) of every start of every run."""
-    lines = [line for p in sorted(folder.glob("runs/*/starts.txt")) for line in p.read_text().splitlines()]
-    return [(node, int(step), int(restarts)) for node, step, restarts in map(str.split, lines)]
-
-
-def wait_for(condition, seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.1)
-
-
 def wait_for_end(folder: Path, seconds: float) -> None:
     wait_for(lambda: standing(folder).left == 0, seconds, f"the sweep: {standing(folder)}, starts {starts(folder)}")
     wait_for(lambda: not set(slurm.read_jobs(folder)) & slurm.queued(), 20, "the jobs' ends")
@@ -150,19 +125,6 @@ def test_a_cancelled_sweep_is_launched_again_and_no_worker_too_many(cluster, tmp
 
 
 @pytest.mark.slow
-def test_preempted_workers_save_and_are_queued_again(cluster, tmp_path):
-    folder = stub_sweep(tmp_path / "sweep", 4)
-    slurm.launch(folder, Placement(workers=4, partition="low"), lambda line: None, command=stub(folder, 170))
-    wait_for(lambda: len(starts(folder)) == 4, 20, "all four workers")
-    time.sleep(1)
-    slurm_cluster.ask(cluster, "srun", "-p", "high", "-N1", "-n2", "--immediate=15", "sleep", "1")
-    wait_for_end(folder, 40)
-    again = [(step, restarts) for _, step, restarts in starts(folder) if restarts > 0]
-    assert len(again) == 2, f"the two workers of a node are restarted by Slurm: {starts(folder)}"
-    assert all(step > 0 for step, _ in again), "and go on from the saved state"
-
-
-@pytest.mark.slow
 def test_a_worker_whose_time_is_up_is_queued_again(cluster, tmp_path):
     folder = stub_sweep(tmp_path / "sweep", 1)
     placement = Placement(workers=1, minutes=1, notice=30)
@@ -190,3 +152,30 @@ def test_a_lost_node(cluster, tmp_path):
     assert len(set(slurm.read_jobs(folder)) & slurm.queued()) == 2, "the jobs of the lost node are queued again"
     slurm_cluster.start_node(cluster, lost)
     wait_for_end(folder, 30)
+
+
+@pytest.mark.slow
+def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corpus, local_table, tmp_path):
+    folder = tmp_path / "sweep"
+    real_sweep(corpus, folder)
+    slurm.launch(folder, Placement(workers=3, partition="low"), lambda line: None)
+    logs = lambda: "".join(p.read_text() for p in folder.glob("logs/slurm/*_log.out"))  # noqa: E731
+    wait_for(lambda: logs().count('"begin"') == 2, 60, "the two trunks")
+    time.sleep(2)
+    slurm_cluster.ask(cluster, "srun", "-p", "high", "-N2", "-n4", "--immediate=15", "sleep", "1")
+    assert logs().count('"preempted"') == 2, f"both save at Slurm's signal: {logs()}"
+    wait_for_end(folder, 90)
+    resumed = [json.loads(p.read_text())["timing"]["resumed_at_step"] for p in folder.glob("runs/*/result.json")]
+    assert min(resumed) > 0, "no run was begun anew"
+    pd.testing.assert_frame_equal(table(folder), local_table, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_run_over_two_nodes(cluster, corpus, local_table, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device a host
+    folder = tmp_path / "sweep"
+    real_sweep(corpus, folder)
+    slurm.launch(folder, Placement(workers=1, nodes=2), lambda line: None)
+    wait_for_end(folder, 120)
+    losses = table(folder)["loss"]
+    assert list(losses) == pytest.approx(list(local_table["loss"]), rel=1e-5)
