@@ -36,11 +36,11 @@ def wait_for(condition, seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def real_sweep(corpus: str, folder: Path) -> Sweep:
-    """Four runs of two sizes, prepared in `folder` as `scaling sweep` does: the shorter of each size is a branch."""
+def real_sweep(corpus: str, folder: Path, sizes=(8, 16), tokens=(300_000, 600_000)) -> Sweep:
+    """Runs of some widths, prepared in `folder` as `scaling sweep` does: the shorter of each width is a branch."""
     data = DataConfig(source=corpus, seq_len=32, valid_fraction=0.1, repeat=True)
-    models = [ModelConfig(d_model=d, n_layers=1, n_heads=2) for d in (8, 16)]
-    sweep = Sweep(grid({"model": models, "tokens": [300_000, 600_000]}, base=RunConfig(data=data, batch_size=2)))
+    models = [ModelConfig(d_model=d, n_layers=1, n_heads=2) for d in sizes]
+    sweep = Sweep(grid({"model": models, "tokens": list(tokens)}, base=RunConfig(data=data, batch_size=2)))
     local.prepare("tiny", sweep, folder)
     local.write_launch(sweep, folder, Execution(checkpoint_seconds=1))
     return sweep

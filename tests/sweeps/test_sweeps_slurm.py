@@ -11,7 +11,7 @@ import slurm_cluster
 from engine_sweeps import real_sweep, starts, stub, stub_sweep, wait_for
 
 from models.errors import InputError
-from sweeps.launch import slurm
+from sweeps.launch import local, slurm
 from sweeps.launch.engine import standing
 from sweeps.launch.placement import Placement, read_placement
 from sweeps.table import table
@@ -171,11 +171,17 @@ def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corp
 
 
 @pytest.mark.slow
-def test_a_run_over_two_nodes(cluster, corpus, local_table, tmp_path, monkeypatch):
+def test_a_run_over_two_nodes_is_preempted_and_goes_on(cluster, corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device a host
-    folder = tmp_path / "sweep"
-    real_sweep(corpus, folder)
-    slurm.launch(folder, Placement(workers=1, nodes=2), lambda line: None)
-    wait_for_end(folder, 120)
-    losses = table(folder)["loss"]
-    assert list(losses) == pytest.approx(list(local_table["loss"]), rel=1e-5)
+    one, two = tmp_path / "one", tmp_path / "two"
+    local.launch(real_sweep(corpus, one, [8], [50_000]), one, 1)
+    real_sweep(corpus, two, [8], [50_000])
+    slurm.launch(two, Placement(workers=1, nodes=2, partition="low"), lambda line: None)
+    logs = lambda: "".join(p.read_text() for p in two.glob("logs/slurm/*_log.out"))  # noqa: E731
+    wait_for(lambda: list(two.glob("runs/*/progress.json")), 60, "the run")
+    slurm_cluster.ask(cluster, "srun", "-p", "high", "-N2", "-n4", "--immediate=15", "sleep", "1")
+    assert logs().count('"preempted"') == 2, f"both hosts leave together: {logs()}"
+    wait_for_end(two, 90)
+    (result,) = [json.loads(p.read_text()) for p in two.glob("runs/*/result.json")]
+    assert result["timing"]["resumed_at_step"] > 0
+    assert result["loss"] == pytest.approx(table(one)["loss"][0], rel=1e-5)
