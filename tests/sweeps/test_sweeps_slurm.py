@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def test_options_of_sbatch():
     assert "--cpus-per-task=8" in parameters["srun_args"]  # srun does not take them from sbatch
     assert parameters["qos"] == "long"
     assert "partition" not in parameters
+
+
+def test_without_submitit_or_slurm(tmp_path, monkeypatch):
+    folder = stub_sweep(tmp_path / "sweep", 1)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="squeue is not found"):
+        slurm.queued()
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(InputError, match="submitit is not installed"):
+        slurm.launch(folder, Placement())
 
 
 def test_ids_of_arrays():
