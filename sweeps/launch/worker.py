@@ -45,8 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.parent:
         die_with(args.parent)
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which passes it on as SIGTERM
+
+    def listen() -> None:
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which passes it on as SIGTERM
+
+    listen()
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     if args.cores and hasattr(os, "sched_setaffinity"):
@@ -61,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     set_up_jax(1 if together else max(mesh_sizes(execution.mesh).values()))
     if together:
         hosts.connect(hosts.Hosts())
+        listen()  # jax.distributed takes SIGTERM for itself
 
     def say(event: str, **fields) -> None:
         channel.write(json.dumps({"event": event, **fields}) + "\n")
@@ -95,7 +100,7 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
                 continue
             unit = units[chosen]
             run, attempts = unit.run_id, queue.attempts(unit)
-            say("begin", run=run)
+            say("begin", run=run, attempts=attempts)
             try:
                 result = train(
                     unit.config,

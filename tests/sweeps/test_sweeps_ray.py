@@ -1,0 +1,120 @@
+"""The Ray engine on Ray's own cluster of two nodes, one of which is lost midway."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import pandas as pd
+import pytest
+from engine_sweeps import real_sweep, starts, stub, stub_sweep, wait_for
+
+from models.errors import InputError
+from sweeps.launch import ray as engine
+from sweeps.launch.engine import standing
+from sweeps.launch.placement import Placement
+from sweeps.table import table
+
+
+def test_what_ray_is_asked_for():
+    asked = engine.options(Placement(cpus=4, gpus=1, memory_gib=2, requeues=3, ray_resources={"a100": 1}))
+    assert asked == {
+        "num_cpus": 4,
+        "num_gpus": 1,
+        "memory": 2**31,
+        "resources": {"a100": 1},
+        "max_retries": 3,
+        "retry_exceptions": False,
+    }
+    assert engine.lacks(Placement(gpus=1, ray_resources={"a100": 1}), {"CPU": 8.0}) == "GPU, a100"
+    assert engine.lacks(Placement(cpus=8), {"CPU": 8.0}) == ""
+
+
+def test_a_run_on_ray_has_one_node(tmp_path):
+    with pytest.raises(InputError, match="nodes = 2"):
+        engine.launch(tmp_path, Placement(nodes=2))
+
+
+def test_without_ray(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="not installed"):
+        engine.launch(tmp_path, Placement())
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray's own cluster on this machine: a head and, added by the tests, further nodes."""
+    pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_lost_node_and_the_same_table_as_the_local_engine(cluster, corpus, local_table, tmp_path):
+    folder = tmp_path / "sweep"
+    real_sweep(corpus, folder)
+    lost = cluster.add_node(num_cpus=2)
+
+    def lose() -> None:
+        saved = lambda: {p.parents[1] for p in folder.glob("runs/*/checkpoints/[0-9]*")}  # noqa: E731
+        wait_for(lambda: len(saved()) == 2, 60, "a checkpoint of each trunk")
+        cluster.remove_node(lost, allow_graceful=False)
+
+    losing = threading.Thread(target=lose)
+    losing.start()
+    said = []
+    end = engine.launch(folder, Placement(workers=2, cpus=2), said.append)  # one on each node
+    losing.join()
+    assert (end.finished, end.left) == (4, 0), said
+    results = [json.loads(p.read_text()) for p in folder.glob("runs/*/result.json")]
+    continued = [r for r in results if r["timing"]["resumed_at_step"] and not r.get("branched_at_step")]
+    assert len(continued) == 1, "the run of the lost node goes on from its checkpoint"
+    pd.testing.assert_frame_equal(table(folder), local_table, check_exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_lost_nodes_runs_are_taken_over(cluster, tmp_path):
+    folder = stub_sweep(tmp_path / "sweep", 4)
+    lost = cluster.add_node(num_cpus=2)
+    losing = threading.Thread(
+        target=lambda: (
+            wait_for(lambda: len(starts(folder)) == 4, 30, "all four workers"),
+            cluster.remove_node(lost, allow_graceful=False),
+        )
+    )
+    losing.start()
+    end = engine.launch(folder, Placement(workers=4), lambda line: None, command=stub(folder, 30))
+    losing.join()
+    assert end.finished == 4
+    assert len(starts(folder)) == 6, "the two runs of the lost node begin again"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ctrl_c_saves_and_a_second_launch_continues(cluster, tmp_path):
+    folder = stub_sweep(tmp_path / "sweep", 2)
+
+    def interrupt() -> None:
+        wait_for(lambda: len(starts(folder)) == 2, 30, "both workers")
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    said = []
+    with pytest.raises(SystemExit, match="75"):
+        engine.launch(folder, Placement(workers=2), said.append, command=stub(folder, 40))
+    assert "stopping" in said[-1]
+    assert standing(folder).left == 2
+    end = engine.launch(folder, Placement(workers=2), said.append, command=stub(folder, 40))
+    assert end.finished == 2
+    assert [step > 0 for _, step, _ in starts(folder)] == [False, True, False, True]
