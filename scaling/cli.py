@@ -6,12 +6,12 @@ import math
 import os
 import signal
 import sys
-import time
 import warnings
 from pathlib import Path
 
 from scaling import cli_analysis as analysis_commands
-from scaling.cli_parse import EXIT_BAD_INPUT, Parser, command, fail, number, whole
+from scaling import cli_sweep as sweep_commands
+from scaling.cli_parse import EXIT_BAD_INPUT, Parser, add_execution, command, fail, number, whole
 from scaling.data.hints import did_you_mean
 
 EXIT_PREEMPTED = 75
@@ -180,122 +180,6 @@ def cmd_train(argv: list[str]) -> int:
     return 0
 
 
-def cmd_sweep(argv: list[str]) -> int:
-    parser = command(
-        "sweep",
-        "scaling sweep quickstart --dry-run",
-        "Train a named sweep (sweeps/library) or one defined in FILE.py. Launched again, it does what is missing.",
-    )
-    parser.add_argument("name", metavar="NAME|FILE.py")
-    parser.add_argument("--dry-run", action="store_true", help="print the runs and their cost; train nothing")
-    parser.add_argument("--out", type=Path, help="the sweep's folder (default: runs/NAME)")
-    parser.add_argument("--workers", type=whole, help="processes (default: one a core, or one a GPU)")
-    parser.add_argument("--no-sharing", action="store_true", help="train every run from its beginning (same results)")
-    add_execution(parser)
-    args = parser.parse_args(argv)
-
-    from scaling.run import Execution
-    from sweeps.define import load_sweep
-    from sweeps.launch import local
-
-    name, sweep = load_sweep(args.name)
-    folder = args.out or Path("runs") / name
-    if args.dry_run:
-        from sweeps.cost import dry_run
-        from sweeps.measure import measure_missing
-
-        local.check(sweep)
-        finished = {c.run_id for c in sweep.runs if (folder / "runs" / c.run_id / "result.json").exists()}
-        left = [config for config in sweep.runs if config.run_id not in finished]
-        places = local.placements(args.workers, len(sweep.runs))
-        known = measure_missing(left, places, lambda line: print(line, file=sys.stderr, flush=True))
-        print(dry_run(sweep.runs, len(places), finished, known, not args.no_sharing))
-        return 0
-    local.placements(args.workers, 1)
-    execution = Execution(checkpoint_seconds=args.checkpoint_seconds, eval_every=args.eval_every, track=args.track)
-    began = time.monotonic()
-    local.prepare(name, sweep, folder)
-    print(f"{name}: {len(sweep.runs)} runs, {sum(c.flops for c in sweep.runs):.4g} FLOPs, in {folder}", flush=True)
-    with Progress() as progress:
-        state = local.launch(sweep, folder, args.workers, execution, progress.show, began, not args.no_sharing)
-    ends = f"{state.finished} finished, {state.diverged} diverged, {len(state.failed)} failed"
-    print(f"{name}: {ends} in {state.seconds:.0f} s")
-    if state.failed:
-        print("launch the sweep again to try the failed runs once more")
-    return 1 if state.failed else 0
-
-
-def cmd_status(argv: list[str]) -> int:
-    parser = command(
-        "status",
-        "scaling status runs/quickstart --watch",
-        "How a sweep or a run stands: what is done, running and left, losses against the law's forecast, failures.",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--watch", action="store_true", help="look again every 2 s, until nothing runs or waits")
-    parser.add_argument("--json", action="store_true", help="one JSON object; with --watch a line at each change")
-    args = parser.parse_args(argv)
-
-    from sweeps.status import status_text, sweep_status, watch_here
-
-    if args.watch:
-        watch_here(args.folder, args.json)
-        return 0
-    status = sweep_status(args.folder)
-    print(json.dumps(status, indent=1) if args.json else status_text(status))
-    return 0
-
-
-def cmd_tune(argv: list[str]) -> int:
-    parser = command(
-        "tune",
-        "scaling tune runs/quickstart_tuning --out rule.json",
-        "Fit a rule for learning rate and batch through the optima of a sweep over optim.lr (and batch_size).",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the rule, for sweeps.hyperparameters.load_rule")
-    args = parser.parse_args(argv)
-
-    from sweeps.table import table
-    from sweeps.tuning import save, tune
-
-    tuned = tune(table(args.folder), args.folder.name)
-    print(tuned.text)
-    if args.out:
-        save(tuned, args.out)
-        print(f"rule: {args.out}")
-    return 0
-
-
-def cmd_health(argv: list[str]) -> int:
-    parser = command(
-        "health",
-        "scaling health runs/quickstart",
-        "Was each size of a sweep well tuned? Learning-rate grids, collapse of loss curves, and a verdict per size.",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--coordinates", action="store_true", help="train ten steps of each size: the coordinate check")
-    args = parser.parse_args(argv)
-
-    from sweeps.health import coordinates, coordinates_text, health, health_text
-
-    print(health_text(health(args.folder)))
-    if args.coordinates:
-        from scaling.runtime import set_up_jax
-
-        set_up_jax()
-        coordinates(args.folder)
-    if said := coordinates_text(args.folder):
-        print(said)
-    return 0
-
-
-def add_execution(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint-seconds", type=number, default=120.0, help="least time between two checkpoints")
-    parser.add_argument("--eval-every", type=whole, default=0, help="tokens between validations; 0: only at the end")
-    parser.add_argument("--track", default="", help="tensorboard, wandb, or both with a comma")
-
-
 IMPLEMENTATION = {  # option: (type, help); none of them changes a result beyond rounding
     "mesh": (
         str,
@@ -344,55 +228,13 @@ def print_progress(state: dict) -> None:
     print(f"step {state['step']} of {state['steps']}  loss {state['loss']:.4f}  {rate}  {left}", flush=True)
 
 
-class Progress:
-    """Sweep progress: a live bar on a terminal, a line a run elsewhere."""
-
-    def __enter__(self) -> "Progress":
-        self.bar = None
-        if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
-
-            self.bar = Bar(
-                TextColumn("{task.percentage:3.0f} % of FLOPs"), BarColumn(), TextColumn("{task.description}")
-            )
-            self.bar.start()
-            self.task = self.bar.add_task("starting", total=1.0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def show(self, state, line: str) -> None:
-        left = self.time_left(state)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=self.share(state), description=left)
-            if line:
-                self.bar.console.print(line, highlight=False, markup=False)
-        elif line:
-            print(f"{line}  {left}" if left else line, flush=True)
-
-    def share(self, state) -> float:
-        return (state.done_flops + sum(state.partial_flops.values())) / state.total_flops
-
-    def time_left(self, state) -> str:
-        """From this launch's own pace, FLOPs of runs under way counted in."""
-        from sweeps.cost import duration
-
-        share, began = self.share(state), state.began_flops / state.total_flops
-        if share - began < 0.005 or state.seconds < 5:
-            return ""
-        return f"about {duration(state.seconds * (1 - share) / (share - began))} left"
-
-
 COMMANDS = {
     "train": (cmd_train, "train one run"),
-    "sweep": (cmd_sweep, "train a sweep over N and D"),
-    "status": (cmd_status, "how a sweep stands"),
+    "sweep": (sweep_commands.cmd_sweep, "train a sweep over N and D"),
+    "status": (sweep_commands.cmd_status, "how a sweep stands"),
     "plan-memory": (cmd_plan_memory, "bytes per device of a run on a mesh"),
-    "tune": (cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),
-    "health": (cmd_health, "was each size of a sweep well tuned"),
+    "tune": (sweep_commands.cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),
+    "health": (sweep_commands.cmd_health, "was each size of a sweep well tuned"),
     "fit": (analysis_commands.cmd_fit, "fit a scaling law to runs or to a table"),
     "predict": (analysis_commands.cmd_predict, "the loss at N and D, with an interval"),
     "allocate": (analysis_commands.cmd_allocate, "compute-optimal N and D for a budget"),

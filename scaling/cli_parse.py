@@ -52,3 +52,9 @@ def whole(text: str) -> int:
 def positive(name: str, value: float) -> None:
     if not 0 < value <= 1e40:
         fail(f"{name} {value:g}: expected a number above 0, and below 1e40")
+
+
+def add_execution(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint-seconds", type=number, default=120.0, help="least time between two checkpoints")
+    parser.add_argument("--eval-every", type=whole, default=0, help="tokens between validations; 0: only at the end")
+    parser.add_argument("--track", default="", help="tensorboard, wandb, or both with a comma")

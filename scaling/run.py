@@ -217,6 +217,7 @@ class Execution:
     checkpoint_seconds: float = 120.0  #: least time between two checkpoints
     keep_checkpoints: int = 2
     eval_every: int = 0  #: tokens between validations during the run; 0: only at the end
+    swarm: str = "auto"  #: in a sweep, runs of one shape as one program: on, off, or auto (on an accelerator)
     track: str = ""  #: sinks besides the run's folder: tensorboard, wandb, or both with a comma
 
     def __post_init__(self) -> None:
@@ -229,6 +230,7 @@ class Execution:
             "attention": ("auto", "plain", "blocked", "cudnn", "splash"),
             "layers": ("auto", "unrolled", "scanned"),
             "remat": ("none", "dots", "full"),
+            "swarm": ("auto", "on", "off"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

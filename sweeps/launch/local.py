@@ -48,7 +48,7 @@ GRACE_SECONDS = 60.0  # for workers to save and leave, before they are ended
 class Worker:
     process: subprocess.Popen
     place: int
-    job: Unit | None = None
+    jobs: dict[str, Unit] = field(default_factory=dict)  #: by run id; several are a swarm
     buffer: bytes = b""
 
 
@@ -178,9 +178,8 @@ def launch(
             state.failed[unit.run_id] = reason
             return f"run {unit.run_id} failed: {reason} (log: {folder / 'logs'})"
 
-        def died(worker: Worker, code: int) -> str:
+        def died(unit: Unit, code: int) -> str:
             """What to tell of a worker that ended within a run, which is tried again, but not for ever."""
-            unit = worker.job
             lost[unit.run_id] = lost.get(unit.run_id, 0) + 1
             attempts = max(lost[unit.run_id], queue.attempts(unit) + 1)
             reason = "its worker died with " + (f"signal {-code}" if code < 0 else f"exit code {code}")
@@ -192,20 +191,20 @@ def launch(
             if kind == "ready":
                 stillborn[worker.place] = 0
             elif kind == "begin":
-                worker.job = unit
+                worker.jobs[unit.run_id] = unit
             elif kind == "note":
                 return f"run {event['run']}: {event['text']}"
             elif kind == "progress":
                 done = (event["step"] - unit.at) / max(1, unit.config.steps - unit.at)
                 state.partial_flops[event["run"]] = unit.flops * min(1.0, max(0.0, done))
             elif kind == "done":
-                worker.job = None
+                worker.jobs.pop(unit.run_id, None)
                 state.partial_flops.pop(unit.run_id, None)
                 count(unit, event["status"])
                 log.write(time.monotonic() - started)
                 timing, config = event["timing"], unit.config
                 if "seconds_per_step" in timing:
-                    remember_speed(config, timing["seconds_per_step"], event["device"])
+                    remember_speed(config, timing["seconds_per_step"], event["device"], workers=len(places))
                 loss = "diverged" if event["loss"] is None else f"loss {event['loss']:.4f}"
                 n, D = config.counts.n_compute, config.trained_tokens
                 done = state.finished + state.diverged
@@ -213,7 +212,7 @@ def launch(
                 seconds = f"{timing['seconds']:.1f} s{branch}"
                 return f"[{done}/{state.runs}] N {n:,}  D {D:,}  {loss}  {seconds}  ({config.run_id})"
             elif kind == "failed":
-                worker.job = None
+                worker.jobs.pop(unit.run_id, None)
                 return failed(unit, event["reason"], event["again"])
             return ""
 
@@ -234,8 +233,8 @@ def launch(
                     code = worker.process.wait()
                     worker.process.stdout.close()
                     del pool[key.data]
-                    if worker.job is not None and code != 0 and not stopping:
-                        show(state, died(worker, code))
+                    for unit in worker.jobs.values() if code != 0 and not stopping else ():
+                        show(state, died(unit, code))
                     if stillborn[key.data] >= ATTEMPTS:
                         log_file = folder / "logs" / f"worker-{key.data}.log"
                         raise InputError(f"workers end before they can begin (exit code {code}); see {log_file}")

@@ -9,6 +9,7 @@ as JSON lines; everything that libraries print goes to standard error.
 import argparse
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from models.errors import InputError
 from models.sizing import training_bytes
@@ -81,7 +83,7 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
     chooses and the others follow.
     """
     from scaling.hosts import agree
-    from scaling.train import Preempted, Sharing, first_host, train
+    from scaling.train import Preempted, first_host
 
     launch, units = read_plan(folder)
     queue, leases = Queue(folder, launch, units), Leases()
@@ -98,39 +100,79 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
             if chosen == LATER:
                 time.sleep(POLL_SECONDS)
                 continue
-            unit = units[chosen]
-            run, attempts = unit.run_id, queue.attempts(unit)
-            say("begin", run=run, attempts=attempts)
+            team = [(units[chosen], held)]
+            if swarming(execution):
+                team += queue.peers(units[chosen], stack, leases)
+            attempts = {unit.run_id: queue.attempts(unit) for unit, _ in team}
+            for run, count in attempts.items():
+                say("begin", run=run, attempts=count)
             try:
-                result = train(
-                    unit.config,
-                    queue.run(run),
-                    execution,
-                    should_stop=stop,
-                    report=lambda text, run=run: say("note", run=run, text=text),
-                    progress=lambda state: say("progress", **state),
-                    sharing=Sharing(unit.saves, tuple((queue.run(r), n) for r, n in sources(unit, units))),
-                    held=held,
-                )
-                queue.over.add(run)
-                timing, device = result["timing"], result["where"]["device"]
-                fields = {"status": result["status"], "loss": result["loss"], "timing": timing, "device": device}
-                say("done", run=run, at=result.get("branched_at_step", 0), **fields)
+                for result in trained(team, units, queue, execution, say, stop):
+                    run, timing, device = result["run"], result["timing"], result["where"]["device"]
+                    queue.over.add(run)
+                    fields = {"status": result["status"], "loss": result["loss"], "timing": timing, "device": device}
+                    say("done", run=run, at=result.get("branched_at_step", 0), **fields)
             except Preempted:
-                say("preempted", run=run)
+                for run in attempts:
+                    say("preempted", run=run)
             except Busy as lost:  # another worker took the run over while this one was silent
-                say("note", run=run, text=str(lost))
-            except InputError as error:
-                queue.failed(unit, str(error), ATTEMPTS)
-                say("failed", run=run, reason=str(error), again=False)
+                say("note", run=team[0][0].run_id, text=str(lost))
             except Exception as error:  # one run's failure is reported and leaves the others alone
-                traceback.print_exc()
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                print(
-                    f"run {run} failed: {reason}", file=sys.stderr, flush=True
-                )  # `scaling status` finds its log by it
-                queue.failed(unit, reason, attempts + 1)
-                say("failed", run=run, reason=reason, again=attempts + 1 < ATTEMPTS)
+                again = not isinstance(error, InputError)
+                reason = f"{type(error).__name__}: {error}".splitlines()[0] if again else str(error)
+                if again:
+                    traceback.print_exc()
+                for unit, _ in team:
+                    run = unit.run_id
+                    # `scaling status` finds the log of a failed run by this line.
+                    print(f"run {run} failed: {reason}", file=sys.stderr, flush=True)
+                    # Bad input does not mend by trying again, but in a swarm it may be another member's.
+                    tried = attempts[run] + 1 if again or len(team) > 1 else ATTEMPTS
+                    queue.failed(unit, reason, tried)
+                    say("failed", run=run, reason=reason, again=tried < ATTEMPTS)
+
+
+def trained(
+    team: Sequence[tuple[Unit, Held | None]],
+    units: Sequence[Unit],
+    queue: "Queue",
+    execution: Execution,
+    say: Callable[..., None],
+    stop: Callable[[], bool],
+) -> list[dict[str, Any]]:
+    """The results of the runs of `team`: one alone, or several of one shape as a swarm."""
+    from scaling.swarm import Member, train_swarm
+    from scaling.train import Sharing, train
+
+    def note(run: str, text: str) -> None:
+        say("note", run=run, text=text)
+
+    def progress(state: dict) -> None:
+        say("progress", **state)
+
+    members = [
+        Member(
+            unit.config,
+            queue.run(unit.run_id),
+            Sharing(unit.saves, tuple((queue.run(r), n) for r, n in sources(unit, units))),
+            held,
+        )
+        for unit, held in team
+    ]
+    if len(members) > 1:
+        return train_swarm(members, execution, stop, note, progress)
+    one = members[0]
+    tell = functools.partial(note, one.config.run_id)
+    return [train(one.config, one.folder, execution, stop, tell, progress, one.sharing, one.held)]
+
+
+def swarming(execution: Execution) -> bool:
+    """Whether runs of one shape train together: on one host, and by itself only where it is an accelerator's."""
+    import jax
+
+    if execution.swarm == "off" or execution.mesh or jax.process_count() > 1:
+        return False
+    return execution.swarm == "on" or jax.default_backend() != "cpu"
 
 
 class Queue:
@@ -162,6 +204,22 @@ class Queue:
                     if not self.finished(unit.run_id):  # by another, before it let go
                         return i, held
         return LATER if waiting else NOTHING, None
+
+    def peers(self, unit: Unit, stack: contextlib.ExitStack, leases: Leases) -> list[tuple[Unit, Held]]:
+        """Units of the shape and length of `unit` that are ready, each held until `stack` ends: as many as fit."""
+        from scaling.swarm import capacity, swarm_key
+
+        found: list[tuple[Unit, Held]] = []
+        key, room = swarm_key(unit.config), capacity(unit.config) - 1
+        for other in self.units:
+            alike = (other.config.steps, other.at) == (unit.config.steps, unit.at) and swarm_key(other.config) == key
+            untried = self.attempts(other) == self.attempts(unit) == 0  # what failed in a swarm is tried alone
+            if len(found) == room or not alike or not untried or other is unit or self.finished(other.run_id):
+                continue
+            if self.ready(other):
+                with contextlib.suppress(Busy):
+                    found.append((other, stack.enter_context(lease(self.run(other.run_id), leases=leases))))
+        return found
 
     def fits(self, memory: int) -> bool:
         """Whether a run of so many bytes goes beside those that this machine trains now, or nothing else is trained."""

@@ -14,11 +14,8 @@ from models.errors import InputError
 from models.sizing import counts, fit_d_ff
 from scaling.run import RunConfig
 from sweeps.define import Runs, union
-from sweeps.hyperparameters import PowerRule
 from sweeps.library.quickstart import BASE, model
-
-# scaling sweep quickstart_tuning && scaling tune runs/quickstart_tuning
-RULE = PowerRule(c=0.003012, p=-0.447, q=-0.666, batch_size=2, n_range=(8376, 3.5e4), d_range=(2.5e5, 2e6))
+from sweeps.library.quickstart import TUNED as RULE
 
 
 def base(dial: float = 1) -> RunConfig:
