@@ -29,14 +29,17 @@ def describe(folder: Path) -> dict[str, Any]:
         "holdout": sweep.get("holdout"),
         "law": sweep.get("law"),
         "seconds": seconds,
-        "flops": 0.0,
+        "flops": 0.0,  # spent
+        "flops_wanted": 0.0,  # had every run been trained from its beginning
         "runs": len(folders),
         "finished": 0,
     }
     for run in folders:
         if (run / "result.json").exists():
             result = read_json(run / "result.json")
-            facts["flops"] += result.get("flops") or 0.0
+            wanted = result.get("flops") or 0.0
+            facts["flops_wanted"] += wanted
+            facts["flops"] += result.get("flops_spent", wanted)
             facts["finished"] += result.get("status") == "finished"
             facts["where"] = result.get("where")
     return facts
@@ -57,13 +60,15 @@ def report(study: Study, folder: Path, facts: dict[str, Any], started: float) ->
     for figure in (figure_compute, figure_tokens, figure_predicted):
         made = folder / "figures" / f"{figure.__name__.removeprefix('figure_')}.png"
         figure(study).savefig(made, dpi=150)
-    summary = {"name": name, "seconds": seconds, "flops": facts["flops"], **study.to_json()}
+    flops = {"flops": facts["flops"], "flops_spent": facts["flops"], "flops_wanted": facts["flops_wanted"]}
+    summary = {"name": name, "seconds": seconds, **flops, **study.to_json()}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     missing = facts["runs"] - facts["finished"]
     lines = [f"{missing} of {facts['runs']} runs are not finished and left out"] if missing else []
     lines += [text_report(study), health_text(tuning), *checks[1:]]
     if seconds is not None:
-        lines.append(f"{facts['flops']:.4g} FLOPs trained and analysed in {seconds:.0f} s")
+        of = f" of {facts['flops_wanted']:.4g}, the rest shared," if facts["flops_wanted"] > facts["flops"] else ""
+        lines.append(f"{facts['flops']:.4g} FLOPs{of} trained and analysed in {seconds:.0f} s")
     lines.append(f"report: {path}")
     return "\n\n".join(filter(None, lines))
 
