@@ -75,7 +75,7 @@ class Attended:
         self.folder, self.command, self.log = folder, list(command), log
         self.asked = False  # to save and leave
         self.child: subprocess.Popen | None = None
-        self.doing: tuple[str, int] | None = None  # the run that the child trains, and the attempts before this one
+        self.doing: dict[str, int] = {}  # the runs that the child trains, and the attempts before this one
 
     def work(self, starts: int = STARTS) -> int:
         """The exit code of the worker: 0 nothing is left to do, 75 it has left on request, 2 bad input, else it died
@@ -84,7 +84,7 @@ class Attended:
         for _ in range(starts):
             if self.asked:
                 break
-            self.child, self.doing = self.start(), None
+            self.child, self.doing = self.start(), {}
             reader = threading.Thread(target=self.read, args=(self.child,), daemon=True)
             reader.start()
             if self.asked:  # while it was started
@@ -97,8 +97,7 @@ class Attended:
                 break
             reason = f"its worker died with signal {-code}" if code < 0 else f"its worker died with exit code {code}"
             print(reason, flush=True)
-            if self.doing is not None:
-                self.count_attempt(*self.doing, reason)
+            self.count_attempt(reason)
         return code if code >= 0 else 128 - code
 
     def leave(self) -> None:
@@ -134,18 +133,20 @@ class Attended:
                 with contextlib.suppress(ValueError):
                     event = json.loads(line)
                 if event.get("event") == "begin":
-                    self.doing = (event["run"], event.get("attempts", 0))
+                    self.doing[event["run"]] = event.get("attempts", 0)
                 elif event.get("event") in ("done", "failed", "preempted"):
-                    self.doing = None
+                    self.doing.pop(event["run"], None)
                 if event.get("event") != "progress":  # that stands in the run's folder
                     print(line, end="", flush=True)
 
-    def count_attempt(self, run: str, before: int, reason: str) -> None:
-        from sweeps.execute import read_plan
-        from sweeps.launch.worker import Queue
+    def count_attempt(self, reason: str) -> None:
+        if self.doing:
+            from sweeps.execute import read_plan
+            from sweeps.launch.worker import Queue
 
-        queue = Queue(self.folder, *read_plan(self.folder))
-        queue.failed(queue.by_id[run], reason, before + 1)
+            queue = Queue(self.folder, *read_plan(self.folder))
+            for run, before in self.doing.items():
+                queue.failed(queue.by_id[run], reason, before + 1)
 
 
 def send(child: subprocess.Popen, number: int) -> None:

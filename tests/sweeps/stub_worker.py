@@ -30,6 +30,8 @@ def main() -> int:
         if not left:
             return 0
         for run in left:
+            if stopping:
+                break
             run.mkdir(exist_ok=True)
             with open(run / "lock", "w") as lock:
                 try:

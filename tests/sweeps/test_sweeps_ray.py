@@ -59,7 +59,7 @@ def cluster():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_a_lost_node_and_the_same_table_as_the_local_engine(cluster, corpus, local_table, tmp_path):
+def test_a_lost_node_and_the_same_table_as_the_local_engine(cluster, corpus, request, tmp_path):
     folder = tmp_path / "sweep"
     real_sweep(corpus, folder)
     lost = cluster.add_node(num_cpus=2)
@@ -78,7 +78,7 @@ def test_a_lost_node_and_the_same_table_as_the_local_engine(cluster, corpus, loc
     results = [json.loads(p.read_text()) for p in folder.glob("runs/*/result.json")]
     continued = [r for r in results if r["timing"]["resumed_at_step"] and not r.get("branched_at_step")]
     assert len(continued) == 1, "the run of the lost node goes on from its checkpoint"
-    pd.testing.assert_frame_equal(table(folder), local_table, check_exact=True)
+    pd.testing.assert_frame_equal(table(folder), request.getfixturevalue("local_table"), check_exact=True)
 
 
 @pytest.mark.slow

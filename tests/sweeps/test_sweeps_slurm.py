@@ -166,7 +166,7 @@ def test_a_lost_node(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corpus, local_table, tmp_path):
+def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corpus, request, tmp_path):
     folder = tmp_path / "sweep"
     real_sweep(corpus, folder)
     slurm.launch(folder, Placement(workers=3, partition="low"), lambda line: None)
@@ -178,15 +178,15 @@ def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corp
     wait_for_end(folder, 90)
     resumed = [json.loads(p.read_text())["timing"]["resumed_at_step"] for p in folder.glob("runs/*/result.json")]
     assert min(resumed) > 0, "no run was begun anew"
-    pd.testing.assert_frame_equal(table(folder), local_table, check_exact=True)
+    pd.testing.assert_frame_equal(table(folder), request.getfixturevalue("local_table"), check_exact=True)
 
 
 @pytest.mark.slow
 def test_a_run_over_two_nodes_is_preempted_and_goes_on(cluster, corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device a host
     one, two = tmp_path / "one", tmp_path / "two"
-    local.launch(real_sweep(corpus, one, [8], [50_000]), one, 1)
-    real_sweep(corpus, two, [8], [50_000])
+    local.launch(real_sweep(corpus, one, [8], [30_000]), one, 1)
+    real_sweep(corpus, two, [8], [30_000])
     slurm.launch(two, Placement(workers=1, nodes=2, partition="low"), lambda line: None)
     logs = lambda: "".join(p.read_text() for p in two.glob("logs/slurm/*_log.out"))  # noqa: E731
     wait_for(lambda: list(two.glob("runs/*/progress.json")), 60, "the run")
