@@ -4,11 +4,14 @@ Orbax's files hold no checksum of the arrays themselves: a flipped bit that stil
 weight. So every checkpoint carries a digest of its content, the same on any mesh, which is verified on reading.
 """
 
+import errno
 import json
 import logging
+import os
+import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import jax.numpy as jnp
 
 from scaling.digest import digests
 from scaling.hosts import agree
+
+SPARE = 2**16  # bytes: of a checkpoint's metadata
 
 
 class Checkpointer:
@@ -36,14 +41,25 @@ class Checkpointer:
         return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isascii() and p.name.isdigit())
 
     def save(self, step: int, state: Any) -> None:
-        """Starts saving `state` (a tree of arrays) as of `step` finished steps; returns once it is copied."""
+        """Starts saving `state` (a tree of arrays) as of `step` finished steps; returns once it is copied.
+
+        Where all are kept, a step that is there already is left as it is: a run that is resumed passes it again.
+        Raises OSError where there is no room, or the save before did not get to the disk; `close` does for the last.
+        """
         import orbax.checkpoint as ocp
 
+        if self.keep is None and step in self.steps():
+            return
         # On a CPU orbax would read the very buffers that the next step is free to reuse.
         state = jax.tree.map(jnp.copy, state) if jax.default_backend() == "cpu" else state
         # Written with the checkpoint's own metadata: both are there or neither.
         extra = {"digest": digests(state)}
-        if not self._open().save(step, args=ocp.args.StandardSave(state), custom_metadata=extra):
+        with self._writing():
+            self._open().wait_until_finished()
+            self._check_space(state)
+            state = ocp.args.StandardSave(state)
+            saved = self._open().save(step, args=state, custom_metadata=extra, force=self.keep is None)
+        if not saved:
             raise RuntimeError(f"checkpoint of step {step} was not saved: {self.folder} holds a later one")
 
     def restore(self, abstract: Any, report: Callable[[str], None]) -> tuple[int, Any] | None:
@@ -52,12 +68,12 @@ class Checkpointer:
         `abstract`: a tree of ShapeDtypeStruct with shardings. A checkpoint that does not read is reported and set
         aside, as damaged-STEP beside the folder.
         """
-        if not self.folder.is_dir():
-            return None
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for step in reversed(steps):
             if (state := self.restore_step(step, abstract, report)) is not None:
                 return step, state
-        report("no whole checkpoint is left; starting from the beginning")
+        if steps:
+            report("no whole checkpoint is left; starting from the beginning")
         return None
 
     def restore_step(self, step: int, abstract: Any, report: Callable[[str], None]) -> Any | None:
@@ -87,8 +103,37 @@ class Checkpointer:
     def close(self) -> None:
         """Waits for saves under way and lets go of the folder."""
         if self._manager is not None:
-            self._manager.close()
+            with self._writing():
+                self._manager.close()
             self._manager = None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what orbax and tensorstore raise for a write that failed into one OSError that names the folder."""
+        try:
+            yield
+        except Exception as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            number = int(code[1]) if code else getattr(error, "errno", None)
+            self._abandon()
+            if number is None:
+                raise
+            raise OSError(number, f"checkpoint not written: {os.strerror(number)}", str(self.folder)) from error
+
+    def _check_space(self, state: Any) -> None:
+        """Raises OSError where the disk has no room for this process's part: before anything is half written."""
+        parts = [shard for x in jax.tree.leaves(state) for shard in x.addressable_shards if shard.replica_id == 0]
+        needed = sum(shard.data.nbytes for shard in parts) + SPARE
+        full = shutil.disk_usage(self.folder).free < needed
+        if agree(full).any():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _abandon(self) -> None:
+        """Lets go of a manager whose save failed; its checkpoint stays unfinished and is cleared by the next save."""
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            with suppress(Exception):  # it raises the same error again
+                manager.close()
 
     def _read(self, step: int, abstract: Any) -> Any:
         """The state of one checkpoint. Raises whatever orbax does where it is not whole, ValueError for the digest."""

@@ -4,6 +4,7 @@ On several hosts every process runs this loop in step: what depends on a clock o
 the compiled program, each host reads its own part of a batch, and process 0 writes the record.
 """
 
+import errno
 import functools
 import json
 import math
@@ -452,6 +453,8 @@ class Curve:
         try:
             pq.write_table(table, temporary)
             os.replace(temporary, self.path)
+        except OSError as error:  # a full disk is reported without a name
+            raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(self.path)) from error
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -138,6 +138,7 @@ def test_saved_on_eight_devices_read_on_one_and_back(tmp_path):
     spread = {**whole, "params": jax.device_put(whole["params"], many)}
     assert len(spread["params"]["w"].addressable_shards) == 8
     assert digests(spread) == digests(whole)
+    assert [int(x) for x in jax.tree.leaves(device_digests(spread))] == list(digests(whole).values())
     for saved, wanted in ((spread, whole), (whole, spread)):
         folder = tmp_path / str(saved is spread)
         checkpointer = Checkpointer(folder, keep=1)
@@ -166,6 +167,12 @@ def test_branches_keep_all_and_are_read_by_step(tmp_path):
     assert reader.restore_step(30, abstract(state_of(0)), notes.append) is None
     assert len(notes) == 1
     assert reader.steps() == [2, 40]
+    again = Checkpointer(tmp_path / "branches")  # a run that was resumed from before passes these steps once more
+    for step in (2, 30, 40):
+        again.save(step, state_of(step))
+    again.close()
+    assert reader.steps() == [2, 30, 40]
+    assert same_bits(reader.restore_step(30, abstract(state_of(0)), pytest.fail), state_of(30))
 
 
 def test_a_save_under_way_is_no_step(saved):
