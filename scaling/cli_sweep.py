@@ -40,6 +40,8 @@ def cmd_sweep(argv: list[str]) -> int:
 
     placement = read_placement(args.placement) if args.placement else Placement()
     if args.workers is not None:
+        if args.workers < 1:
+            fail(f"--workers {args.workers}: expected at least 1")
         placement = dataclasses.replace(placement, workers=args.workers)
     name, sweep = load_sweep(args.name, args.dial)
     folder = args.out or Path("runs") / name
