@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scaling import cli_analysis as analysis_commands
 from scaling import cli_sweep as sweep_commands
-from scaling.cli_parse import EXIT_BAD_INPUT, Parser, add_execution, command, fail, number, whole
+from scaling.cli_parse import EXIT_BAD_INPUT, Parser, add_execution, command, fail, number, positive, whole
 from scaling.data.hints import did_you_mean
 
 EXIT_PREEMPTED = 75
@@ -105,7 +105,9 @@ def cmd_plan_memory(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     args = vars(parser.parse_args(argv))
     config, execution = config_of(args), Execution(**{name: args[name] for name in IMPLEMENTATION})
-    if not args["here"]:
+    if args["device_memory"] is not None:
+        positive("--device-memory", args["device_memory"])
+    if not args["here"] and not args["no_compile"]:
         devices = math.prod(mesh_sizes(execution.mesh).values())
         flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
         os.environ["XLA_FLAGS"] = " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"])

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from models.errors import InputError
 from scaling.run import canonical_json, write_atomically
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the same command continues
-SUPERVISED = "SCALING_SUPERVISED"  # set in the process that trains
+SUPERVISED = "SCALING_SUPERVISED"  # set in the process that trains: the file in which it notes that it has joined
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def connect(hosts: Hosts) -> None:
             initialization_timeout=hosts.timeout,
             heartbeat_timeout_seconds=hosts.timeout,
         )
+        if marker := os.environ.get(SUPERVISED):
+            Path(marker).write_text("joined")
     except (RuntimeError, ValueError) as error:
         where = hosts.coordinator or "the cluster's coordinator"
         reason = str(error).splitlines()[0][:160]
@@ -98,16 +101,21 @@ def supervise(command: Sequence[str], name: str, folder: Path) -> int:
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"host-{name}.log"
-    with open(log, "wb") as errors:
-        child = subprocess.Popen(
-            command, stderr=errors, env={**os.environ, SUPERVISED: "1"}, preexec_fn=end_with_parent
-        )
+    with open(log, "wb") as errors, tempfile.NamedTemporaryFile("r") as marker:
+        environment = {**os.environ, SUPERVISED: marker.name}
+        child = subprocess.Popen(command, stderr=errors, env=environment, preexec_fn=end_with_parent)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: child.send_signal(number))
         code = child.wait()
+        joined = bool(Path(marker.name).read_text())
     said = log.read_text(errors="replace").strip().splitlines()
     if code in (0, 1, EXIT_PREEMPTED):
         return code
+    if code == -signal.SIGABRT and not joined:  # JAX ends a process that finds no coordinator from inside
+        said = [
+            "error: --coordinator: the processes did not meet in time; is process 0 running there, and all of them?"
+        ]
+        code = 2
     if code == 2:  # bad input: nothing is to stay behind
         print(said[-1] if said else "error: bad input", file=sys.stderr)
         log.unlink()

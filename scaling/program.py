@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from models import transformer
 from models.config import ModelConfig
+from models.errors import InputError
 from models.implementation import Implementation
 from scaling.optim import decays, make_direction
 from scaling.run import Execution, OptimConfig, RunConfig
@@ -64,6 +65,11 @@ def implementation(config: RunConfig, execution: Execution, mesh: Mesh) -> Imple
         # The fused kernels and the blocks want the whole of time on a device.
         if mesh.shape["sequence"] > 1 or {"cudnn": not cudnn, "splash": not splash}.get(attention, False):
             attention = "plain"
+    wants = {"cudnn": "gpu", "splash": "tpu"}.get(attention)
+    if wants and wants != platform:
+        raise InputError(
+            f"attention = {attention!r}: wants a {wants.upper()}, this is a {platform.upper()}; auto chooses"
+        )
     if layers == "auto":
         layers = "unrolled" if platform == "cpu" else "scanned"
     if chunks == 0:

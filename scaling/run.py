@@ -245,6 +245,8 @@ def mesh_sizes(line: str) -> dict[str, int]:
         name, _, value = part.strip().partition("=")
         if name not in AXES or not value.isascii() or not value.isdigit() or int(value) < 1:
             raise InputError(f"mesh = {line!r}: expected sizes of {', '.join(AXES)}, such as fsdp=4,tensor=2")
+        if f"{name}=" in line.partition(part)[0]:
+            raise InputError(f"mesh = {line!r}: {name} stands twice")
         sizes[name] = int(value)
     return sizes
 

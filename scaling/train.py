@@ -31,7 +31,7 @@ from scaling.hosts import agree
 from scaling.lease import Busy as Busy
 from scaling.lease import Held, lease
 from scaling.memory import check_memory, device_limit
-from scaling.program import CHUNK_STEPS, program_for
+from scaling.program import CHUNK_STEPS, implementation, program_for
 from scaling.run import (
     Execution,
     RunConfig,
@@ -107,6 +107,7 @@ def train(
 def check(config: RunConfig, folder: Path, execution: Execution, mesh: Mesh) -> TokenStore:
     """The run's corpus. Raises InputError where the run cannot be trained so; makes nothing."""
     check_sinks(execution.track)
+    implementation(config, execution, mesh)
     check_mesh(dict(mesh.shape), config.model, config.batch_size, config.data.seq_len, execution.accumulate)
     store = open_store(config.data.source, config.data.tokenizer, valid_fraction=config.data.valid_fraction)
     check_fits(config, store)

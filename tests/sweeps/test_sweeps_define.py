@@ -102,7 +102,7 @@ def test_ladders_keep_their_tokens_per_parameter():
 
 
 def test_a_rule_sees_the_tokens_that_follow():
-    rule = PowerRule(c=0.01, p=0.0, q=-1.0, batch_size=2, n_range=(1, 2), d_range=(1, 2))
+    rule = PowerRule(c=0.01, p=0.0, q=-1.0, batch_size=2, n_range=(1e4, 1e6), d_range=(1e5, 1e7))
     for config in ladder([20, 80], {"n": [2e4]}, rule=rule):
         assert config.optim.lr == pytest.approx(0.01 * 1e6 / config.tokens, rel=5e-3)
         assert config.batch_size == 2
