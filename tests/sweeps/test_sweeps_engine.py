@@ -26,6 +26,12 @@ print('{"event": "begin", "run": "%s", "attempts": %d}' % (unit.run_id, queue.at
 os.kill(os.getpid(), 9)
 """
 
+# A worker is forked here with JAX in the process; the launchers themselves never import it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 def test_a_run_that_kills_its_workers_is_given_up(corpus, tmp_path):
     """Else the dearest run, out of memory each time, would keep every worker from all others."""

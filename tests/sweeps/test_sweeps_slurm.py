@@ -172,7 +172,7 @@ def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corp
     slurm.launch(folder, Placement(workers=3, partition="low"), lambda line: None)
     logs = lambda: "".join(p.read_text() for p in folder.glob("logs/slurm/*_log.out"))  # noqa: E731
     wait_for(lambda: logs().count('"begin"') == 2, 60, "the two trunks")
-    time.sleep(2)
+    time.sleep(1)
     slurm_cluster.ask(cluster, "srun", "-p", "high", "-N2", "-n4", "--immediate=15", "sleep", "1")
     assert logs().count('"preempted"') == 2, f"both save at Slurm's signal: {logs()}"
     wait_for_end(folder, 90)
