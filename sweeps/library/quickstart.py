@@ -3,8 +3,8 @@
 make quickstart        (or: scaling sweep quickstart && scaling report runs/quickstart)
 
 Cost: 4.495e12 FLOPs of 7.173e12 (the horizons of a size share a trunk), 157 s on two CPU cores. Result: five runs held
-out, the coupled law chosen, mean error 1.69 %, all five in their 90 % intervals. With a rate of its own for each horizon
-(rule=TUNED) nothing is shared, and the mean error was 1.02 %.
+out, the coupled law chosen, mean error 1.69 %, all five in their 90 % intervals. With a rate of its own for each
+horizon (rule=TUNED) nothing is shared, and the mean error was 1.02 %.
 """
 
 from models.config import ModelConfig
