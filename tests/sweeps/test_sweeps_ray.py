@@ -1,14 +1,17 @@
 """The Ray engine on Ray's own cluster of two nodes, one of which is lost midway."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pandas as pd
 import pytest
+import slurm_cluster
 from engine_sweeps import real_sweep, starts, stub, stub_sweep, wait_for
 
 from models.errors import InputError
@@ -57,27 +60,58 @@ def cluster():
     cluster.shutdown()
 
 
+@contextlib.contextmanager
+def beside(action: Callable[[], object], seconds: float = 90):
+    """Does something while a launch goes on, which is interrupted if that fails or after some time."""
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def act() -> None:
+        try:
+            action()
+        except BaseException:
+            interrupt()
+            raise
+
+    thread, timer = threading.Thread(target=act), threading.Timer(seconds, interrupt)
+    thread.start()
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        thread.join()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_task_goes_on_at_another_node_and_the_table_is_the_local_engines(cluster, corpus, request, tmp_path):
-    """The worker needs a resource that only the doomed node has, and then its replacement."""
+    """There is one worker, and two nodes that have what it needs: the one that it is on is lost."""
     folder = tmp_path / "sweep"
     real_sweep(corpus, folder)
-    nodes = [cluster.add_node(num_cpus=1, resources={"spare": 1})]
+    nodes = [cluster.add_node(num_cpus=1, resources={"spare": 1}) for _ in range(2)]
 
     def lose() -> None:
         # What is still being written has a name with a dot, and does not count.
         saved = lambda: [p for p in folder.glob("runs/*/checkpoints/*") if p.name.isdigit()]  # noqa: E731
         wait_for(saved, 60, "a whole checkpoint")
-        cluster.remove_node(nodes.pop(), allow_graceful=False)
-        nodes.append(cluster.add_node(num_cpus=1, resources={"spare": 1}))
+        commands = dict(slurm_cluster.processes())
+        (lost,) = (
+            node
+            for node in nodes
+            if any(
+                "sweeps.launch.worker" in commands.get(pid, "")
+                for pid in slurm_cluster.descendants([p.process.pid for p in node.all_processes["raylet"]])
+            )
+        )
+        nodes.remove(lost)
+        cluster.remove_node(lost, allow_graceful=False)
 
-    losing = threading.Thread(target=lose)
-    losing.start()
     said = []
-    end = engine.launch(folder, Placement(workers=1, ray_resources={"spare": 1}), said.append)
-    losing.join()
-    cluster.remove_node(nodes.pop())
+    with beside(lose):
+        end = engine.launch(folder, Placement(workers=1, ray_resources={"spare": 1}), said.append)
+    cluster.remove_node(*nodes)
     assert (end.finished, end.left) == (4, 0), said
     results = [json.loads(p.read_text()) for p in folder.glob("runs/*/result.json")]
     continued = [r for r in results if r["timing"]["resumed_at_step"] and not r.get("branched_at_step")]
@@ -90,15 +124,13 @@ def test_a_task_goes_on_at_another_node_and_the_table_is_the_local_engines(clust
 def test_a_lost_nodes_runs_are_taken_over(cluster, tmp_path):
     folder = stub_sweep(tmp_path / "sweep", 4)
     lost = cluster.add_node(num_cpus=2)
-    losing = threading.Thread(
-        target=lambda: (
-            wait_for(lambda: len(starts(folder)) == 4, 30, "all four workers"),
-            cluster.remove_node(lost, allow_graceful=False),
-        )
-    )
-    losing.start()
-    end = engine.launch(folder, Placement(workers=4), lambda line: None, command=stub(folder, 30))
-    losing.join()
+
+    def lose() -> None:
+        wait_for(lambda: len(starts(folder)) == 4, 30, "all four workers")
+        cluster.remove_node(lost, allow_graceful=False)
+
+    with beside(lose):
+        end = engine.launch(folder, Placement(workers=4), lambda line: None, command=stub(folder, 30))
     assert end.finished == 4
     assert len(starts(folder)) == 6, "the two runs of the lost node begin again"
 
@@ -113,9 +145,8 @@ def test_ctrl_c_saves_and_a_second_launch_continues(cluster, tmp_path):
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
     said = []
-    with pytest.raises(SystemExit, match="75"):
+    with pytest.raises(SystemExit, match="75"), beside(interrupt):
         engine.launch(folder, Placement(workers=2), said.append, command=stub(folder, 40))
     assert "stopping" in said[-1]
     assert standing(folder).left == 2
