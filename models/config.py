@@ -7,7 +7,7 @@ from models.errors import InputError
 
 ACTIVATIONS = ("swiglu", "gelu", "relu2")
 PARAMETRIZATIONS = ("standard", "mup", "completep")
-ADDED = {"added": True}  # metadata of a younger field: a run's id leaves it out while it holds its default
+ADDED = {"added": True}  # metadata of a field younger than a run's format: its id leaves out the default
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from models.config import ModelConfig
 from models.errors import InputError
 from models.sizing import shape
 from scaling.run import DataConfig, Execution, OptimConfig, RunConfig
-from scaling.runtime import cores
+from scaling.runtime import cores, processor
 
 # Dense peak FLOP/s in bfloat16, without sparsity, from the makers' data sheets; the name is JAX's `device_kind`.
 PEAKS = {
@@ -316,14 +316,7 @@ def peak_bytes(device: Any) -> int:
 def device_name(device: Any) -> str:
     if device.platform != "cpu":
         return device.device_kind
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        import platform
-
-        model = platform.processor() or platform.machine()
-    return f"{model}, {len(cores())} cores"
+    return f"{processor()}, {len(cores())} cores"
 
 
 if __name__ == "__main__":

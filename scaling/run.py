@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.config import ModelConfig
+from models.config import ADDED, ModelConfig
 from models.errors import InputError
 from models.sizing import Counts, counts, flops_per_token
 
 FORMAT = 1  # raised when the meaning of a field changes: old runs then keep their own identity
-ADDED = {"added": True}  # metadata of a field younger than FORMAT: left out of to_dict while it holds its default
 OPTIMIZERS = ("adamw", "muon", "lion", "adafactor")
 HOOK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:function
 

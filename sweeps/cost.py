@@ -9,17 +9,15 @@ import itertools
 import json
 import math
 import os
-import platform
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from models.sizing import shape, training_bytes
 from scaling.data.cache import cache_root
 from scaling.run import RunConfig, canonical_json
-from scaling.runtime import compilation_cache
+from scaling.runtime import compilation_cache, processor
 from sweeps.execute import Unit, ledger, plan
 
 # Assumed where nothing was measured: (n_compute, FLOP/s of one core), from the quickstart's runs on a 2.4 GHz AMD EPYC
@@ -59,12 +57,7 @@ class Speed(NamedTuple):
 @functools.cache
 def machine() -> str:
     """What a speed belongs to: processor, its number of cores, jax. Whether on an accelerator is told beside it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"{model}, {os.cpu_count()} cores, jax {version('jax')}"
+    return f"{processor()}, {os.cpu_count()} cores, jax {version('jax')}"
 
 
 def regime(config: RunConfig) -> str:

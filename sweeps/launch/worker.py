@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import math
 import os
 import signal
 import sys
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
     execution = Execution(**read_json(args.folder / "execution.json"))
     together = hosts.detected(os.environ)
-    set_up_jax(1 if together else max(mesh_sizes(execution.mesh).values()))
+    set_up_jax(1 if together else math.prod(mesh_sizes(execution.mesh).values()))
     if together:
         hosts.connect(hosts.Hosts())
         listen()  # jax.distributed takes SIGTERM for itself

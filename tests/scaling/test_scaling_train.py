@@ -201,7 +201,8 @@ def test_fsdp_shards_parameters_and_optimiser_state():
 def test_stopped_on_one_mesh_resumed_on_another_and_in_a_scan(config, undisturbed, tmp_path, short_calls):
     with pytest.raises(Preempted):
         train(config, tmp_path / "run", Execution(mesh="fsdp=8"), should_stop=stop_after(6))
-    result = train(config, tmp_path / "run")
+    result = train(config, tmp_path / "run", Execution(layers="scanned"))
+    assert result["timing"]["resumed_at_step"] > 0
     assert result["loss"] == pytest.approx(undisturbed[0]["loss"], rel=1e-5)
 
 
