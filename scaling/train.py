@@ -147,6 +147,7 @@ class Run:
         self.checkpointer = Checkpointer(folder / "checkpoints", execution.keep_checkpoints)
         self.kept = Checkpointer(folder / BRANCHES, None)
         self.branch: dict[str, Any] = {}  # what branch.json holds: the run and the step that this one continues from
+        self.saved = 0  # the step of the run's own newest checkpoint
         self.lr, self.decay = learning_rates(config), weight_decays(config)
         self.curve = Curve(folder / "curve.parquet", config.tokens_per_step, self.lr)
 
@@ -199,8 +200,7 @@ class Run:
                 self.sinks.finish("preempted", {})
                 raise Preempted(f"stopped after step {done} of {config.steps}; the same command continues")
         trained = time.monotonic()
-        if start < config.steps or self.branch:  # the trained model stays with its run
-            self.save(config.steps, state)
+        self.save(config.steps, state)  # the trained model stays with its run
         if config.steps in self.sharing.saves:
             self.keep(config.steps, state)
         loss = self.validate(state["params"])
@@ -237,11 +237,14 @@ class Run:
             self.held.check()
 
     def save(self, step: int, state: Any) -> None:
+        if step == self.saved:  # resumed there: orbax takes no step twice
+            return
         self.check_held()
         if first_host():
             self.curve.write()
         self.kept.close()  # a run that goes on from here has passed its branches: they must be whole
         self.checkpointer.save(step, state)
+        self.saved = step
 
     def keep(self, step: int, state: Any) -> None:
         """Keeps the state as of `step` for runs that branch here; they read the curve up to it as well."""
@@ -295,6 +298,7 @@ class Run:
         if restored is not None:
             step, state = restored
             if self.curve.read(step):
+                self.saved = step
                 if (self.folder / "branch.json").exists():
                     self.branch = read_json(self.folder / "branch.json")
                 self.report(f"continuing from step {step} of {self.config.steps}")

@@ -114,6 +114,15 @@ def test_stopped_within_the_branch_it_continues_and_keeps_its_ledger(configs, tr
     same_run(result, tmp_path / "run", scratch)
 
 
+def test_killed_between_its_model_and_its_result_a_branch_ends_as_it_would_have(configs, trunk, scratch, tmp_path):
+    sharing = Sharing(sources=((trunk, PARTED),))
+    train(configs[1], tmp_path / "run", sharing=sharing)
+    (tmp_path / "run" / "result.json").unlink()
+    result = train(configs[1], tmp_path / "run", sharing=sharing)
+    assert (result["timing"]["resumed_at_step"], result["branched_at_step"]) == (configs[1].steps, PARTED)
+    same_run(result, tmp_path / "run", scratch)
+
+
 def test_a_trunk_stopped_anywhere_leaves_whole_branches(configs, scratch, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "CHUNK_SECONDS", 0.0)
     long, short = configs

@@ -83,6 +83,15 @@ def test_stopped_in_a_swarm_each_continues_alone_or_together(configs, solo, tmp_
     same_runs(results, tmp_path, solo)
 
 
+def test_killed_between_its_model_and_its_result_a_member_ends_as_it_would_have(configs, solo, tmp_path):
+    train_swarm(members(configs, tmp_path))
+    for i in (0, 1):
+        (tmp_path / str(i) / "result.json").unlink()
+    results = train_swarm(members(configs, tmp_path))
+    assert "swarm" in results[0]["timing"]
+    same_runs(results, tmp_path, solo)
+
+
 def test_a_swarm_keeps_states_for_branches_and_branches(configs, solo, tmp_path):
     """Two trunks in a swarm, then their two branches in another: the solo runs, once more."""
     short = [configs[0], configs[2]]

@@ -276,14 +276,15 @@ def test_sharing_changes_the_cost_and_not_the_table(definition, undisturbed, tmp
 def test_swarms_train_the_same_sweep(corpus, tmp_path):
     """Switched on, on a CPU: the runs of one shape go together, and losses are those of solo runs to 1e-5.
 
-    Short runs: at a high rate rounding grows tenfold every 50 steps or so, whatever it came from.
+    One worker: of two, each may take a part of those that are ready. Short runs: at a high rate rounding grows tenfold
+    every 50 steps or so, whatever it came from.
     """
     path = tmp_path / "rates.py"
     text = DEFINITION.format(source=corpus).replace('"tokens": [100_000, 200_000]', '"optim.lr": [0.01, 0.02, 0.04]')
     path.write_text(text.replace("batch_size=2", "batch_size=2, tokens=10_000"))
     frames = []
     for swarm in ("on", "off"):
-        finish(path, tmp_path / swarm, "--swarm", swarm)
+        finish(path, tmp_path / swarm, "--swarm", swarm, "--workers", "1")
         frames.append(table(tmp_path / swarm))
     timings = [json.loads(p.read_text())["timing"] for p in (tmp_path / "on").glob("runs/*/result.json")]
     assert [t.get("swarm") for t in timings] == [3] * 6
