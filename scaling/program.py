@@ -93,6 +93,7 @@ def fresh_state(model: ModelConfig, optimizer: optax.GradientTransformation, key
     return {"params": params, "opt": optimizer.init(params)}
 
 
+@functools.lru_cache(maxsize=32)
 def abstract_state(model: ModelConfig, optim: OptimConfig, mesh: Mesh | AbstractMesh) -> Any:
     """Shapes, dtypes and shardings of a run's state; nothing is computed, and an abstract mesh needs no devices."""
     key, optimizer = jax.random.key(0), make_direction(optim, model)

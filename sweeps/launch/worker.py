@@ -184,6 +184,7 @@ class Queue:
         self.by_id = {unit.run_id: unit for unit in units}
         self.order = sorted(range(len(units)), key=lambda i: -units[i].flops)
         self.over: set[str] = set()  # runs that have a result
+        self.compiled: set[tuple] = set()  # shapes whose programs this worker has ready
 
     def run(self, run_id: str) -> Path:
         return self.folder / "runs" / run_id
@@ -193,7 +194,7 @@ class Queue:
         NOTHING.
         """
         waiting = False
-        for i in self.order:
+        for i in sorted(self.order, key=self.loads):  # else the dearest first
             unit = self.units[i]
             if self.finished(unit.run_id) or self.given_up(unit):
                 continue
@@ -203,8 +204,14 @@ class Queue:
                 with contextlib.suppress(Busy):
                     held = stack.enter_context(lease(self.run(unit.run_id), leases=leases, memory=memory))
                     if not self.finished(unit.run_id):  # by another, before it let go
+                        self.compiled.add(shape(unit))
                         return i, held
         return LATER if waiting else NOTHING, None
+
+    def loads(self, i: int) -> bool:
+        """Whether a unit, short as a branch is, would have this worker load a program for it: better another's."""
+        unit = self.units[i]
+        return unit.after is not None and shape(unit) not in self.compiled
 
     def peers(self, unit: Unit, stack: contextlib.ExitStack, leases: Leases) -> list[tuple[Unit, Held]]:
         """Units of the shape and length of `unit` that are ready, each held until `stack` ends: as many as fit."""
@@ -257,6 +264,11 @@ class Queue:
         record = {"reason": reason, "attempts": attempts, "launch": self.launch}
         self.run(unit.run_id).mkdir(parents=True, exist_ok=True)
         write_atomically(self.run(unit.run_id) / "failed.json", canonical_json(record))
+
+
+def shape(unit: Unit) -> tuple:
+    """Equal for runs of one compiled program, all else alike."""
+    return unit.config.model, unit.config.batch_size, unit.config.data.seq_len
 
 
 def die_with(parent: int) -> None:

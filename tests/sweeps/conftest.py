@@ -21,3 +21,25 @@ def local_table(corpus, tmp_path_factory) -> pd.DataFrame:
     state = local.launch(real_sweep(corpus, folder), folder)
     assert state.finished == 4
     return table(folder)
+
+
+@pytest.fixture(scope="session")
+def definition(corpus, tmp_path_factory) -> Path:
+    """The file of a sweep of four short runs: two sizes, two horizons each."""
+    from processes import DEFINITION
+
+    path = tmp_path_factory.mktemp("definition") / "tiny.py"
+    path.write_text(DEFINITION.format(source=corpus))
+    return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(definition, tmp_path_factory) -> pd.DataFrame:
+    """The table of that sweep, trained by a launcher that is left alone."""
+    from processes import finish
+
+    from sweeps.table import table
+
+    out = tmp_path_factory.mktemp("sweep") / "undisturbed"
+    assert "4 finished, 0 diverged, 0 failed" in finish(definition, out)
+    return table(out)

@@ -1,74 +1,18 @@
 """Real launchers and workers as processes: killed, stopped, broken, and in the end the same table bit for bit."""
 
-import contextlib
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from processes import DEFINITION, finish, start, wait_for, workers_of
 
 from models.errors import InputError
 from scaling.run import RunConfig, write_atomically
 from sweeps.define import load_sweep
 from sweeps.launch import local
 from sweeps.table import table
-
-DEFINITION = """
-from models.config import ModelConfig
-from scaling.run import DataConfig, RunConfig
-from sweeps.define import Sweep, grid
-
-def sweep():
-    data = DataConfig(source={source!r}, seq_len=32, valid_fraction=0.1, repeat=True)
-    models = [ModelConfig(d_model=d, n_layers=1, n_heads=2) for d in (8, 16)]
-    return Sweep(grid({{"model": models, "tokens": [100_000, 200_000]}}, base=RunConfig(data=data, batch_size=2)))
-"""
-
-
-@pytest.fixture(scope="module")
-def definition(corpus, tmp_path_factory):
-    path = tmp_path_factory.mktemp("definition") / "tiny.py"
-    path.write_text(DEFINITION.format(source=corpus))
-    return path
-
-
-def start(definition, out, *options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "scaling.cli", "sweep", str(definition), "--out", str(out), "--workers", "2"]
-    return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(definition, out, *options) -> str:
-    process = start(definition, out, *options)
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, text
-    return text
-
-
-def workers_of(launcher: int) -> list[int]:
-    """Process ids of the launcher's children."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children")
-    return [int(pid) for pid in children.read_text().split()] if children.exists() else []
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(definition, tmp_path_factory) -> pd.DataFrame:
-    out = tmp_path_factory.mktemp("sweep") / "undisturbed"
-    text = finish(definition, out)
-    assert "4 finished, 0 diverged, 0 failed" in text
-    return table(out)
 
 
 @pytest.mark.slow
@@ -79,50 +23,6 @@ def test_workers_and_launches_do_not_matter(definition, undisturbed, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("result.json")}
     assert "4 finished" in finish(definition, tmp_path / "one")
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("result.json")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_any_moment_the_table_is_the_same(definition, undisturbed, tmp_path, seed):
-    """kill -9 of a worker, of the launcher, or of all, at random moments, then a launch that is left alone.
-
-    The first kill lands anywhere, also before the folder is made; the others at a random moment after training began.
-    """
-    rng = random.Random(seed)
-    out = tmp_path / "killed"
-    hit = 0
-    for attempt in range(5):
-        process = start(definition, out, "--checkpoint-seconds", "0.05")
-        if attempt == 0:
-            time.sleep(rng.uniform(0.0, 4.0))
-        else:
-            before = progress_of(out)
-            wait_for(lambda p=process, b=before: p.poll() is not None or progress_of(out) - b)
-            time.sleep(rng.uniform(0.0, 1.5))
-        hit += process.poll() is None and bool(progress_of(out))
-        victims = workers_of(process.pid)
-        what = rng.choice(["launcher", "worker", "all"])
-        if what == "worker" and victims:
-            os.kill(rng.choice(victims), signal.SIGKILL)
-            time.sleep(rng.uniform(0.0, 3.0))
-        if what == "all":
-            for pid in victims:
-                os.kill(pid, signal.SIGKILL)
-        process.kill()
-        process.communicate(timeout=60)
-        for pid in victims:  # they end with their launcher
-            wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists())
-    assert hit >= 2, "the kills missed the training: nothing was tested"
-    finish(definition, out)
-    pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
-
-
-def progress_of(out: Path) -> set[tuple[str, int]]:
-    """(run, modification time) of the progress and checkpoints of runs under way."""
-    found = [*out.glob("runs/*/progress.json"), *out.glob("runs/*/checkpoints/*")]
-    with contextlib.suppress(FileNotFoundError):
-        return {(str(p), p.stat().st_mtime_ns) for p in found}
-    return set()
 
 
 @pytest.mark.slow
@@ -147,18 +47,6 @@ def test_stopping_saves_and_a_second_launch_continues(definition, undisturbed, t
     assert process.returncode == 75, text
     assert "launch again to continue" in text
     finish(definition, out)
-    pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
-
-
-@pytest.mark.slow
-def test_two_launchers_on_one_folder_share_the_work(definition, undisturbed, tmp_path):
-    """No run is trained twice at once, and both end well."""
-    out = tmp_path / "sweep"
-    launchers = [start(definition, out), start(definition, out)]
-    for process in launchers:
-        text, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, text
-        assert "4 finished, 0 diverged, 0 failed" in text
     pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
 
 
