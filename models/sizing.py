@@ -145,5 +145,6 @@ def head_dims(n: float) -> tuple[int, ...]:
 
 
 def shape(config: ModelConfig) -> str:
-    """A model's shape in a few characters, for tables: width x layers, heads, feed-forward width."""
-    return f"d{config.d_model} L{config.n_layers} H{config.n_heads} F{config.d_ff}"
+    """A model's shape in a few characters, for tables: width, layers, heads, feed-forward width, parametrisation."""
+    other = "" if config.parametrization == "standard" else f" {config.parametrization}"
+    return f"d{config.d_model} L{config.n_layers} H{config.n_heads} F{config.d_ff}{other}"

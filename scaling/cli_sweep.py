@@ -135,13 +135,22 @@ def cmd_tune(argv: list[str]) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the rule, for sweeps.hyperparameters.load_rule")
+    parser.add_argument("--parametrization", metavar="NAME", help="only its runs; by default each is tuned by itself")
     args = parser.parse_args(argv)
 
     from sweeps.table import table
-    from sweeps.tuning import save, tune
+    from sweeps.tuning import parts, save, tune
 
-    tuned = tune(table(args.folder), args.folder.name)
-    print(tuned.text)
+    found = parts(table(args.folder))
+    if args.parametrization:
+        if args.parametrization not in found:
+            fail(f"--parametrization {args.parametrization}: expected one of {', '.join(found)}")
+        found = {args.parametrization: found[args.parametrization]}
+    if args.out and len(found) > 1:
+        fail(f"--out {args.out}: {len(found)} rules, one a parametrisation; choose with --parametrization")
+    for name, runs in found.items():
+        tuned = tune(runs, args.folder.name)
+        print(f"{name}:\n{tuned.text}\n" if len(found) > 1 else tuned.text)
     if args.out:
         save(tuned, args.out)
         print(f"rule: {args.out}")

@@ -116,35 +116,39 @@ def deviations(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 
 def coordinates(folder: Path | str) -> dict:
-    """The coordinate check of a sweep's own models, one a size with its own settings: {"axis", "slopes"}, kept in
-    coordinates.json for the report. Trains ten steps of each.
+    """The coordinate check of a sweep's own models, one a size with its own settings: {"axis", "slopes"} of each
+    parametrisation, kept in coordinates.json for the report. Trains ten steps of each.
 
     Raises InputError for fewer than three widths and fewer than three depths.
     """
     from scaling.coordinates import changes_over, slopes  # JAX, which the other checks do without
 
     folder = Path(folder)
-    configs = {}
+    sizes: dict[str, dict] = {}
     for path in run_folders(folder):
         if (path / "config.json").exists():
             config = read_config(path)
-            configs.setdefault(config.model, config)
-    axis = "d_model" if len({model.d_model for model in configs}) >= 3 else "n_layers"
-    found = slopes(changes_over(list(configs.values())), axis)
-    kept = {"axis": axis, "slopes": {name: round(float(slope), 4) for name, slope in found.items()}}
+            sizes.setdefault(config.model.parametrization, {}).setdefault(config.model, config)
+    kept = {}
+    for parametrization, configs in sizes.items():
+        axis = "d_model" if len({model.d_model for model in configs}) >= 3 else "n_layers"
+        found = slopes(changes_over(list(configs.values())), axis)
+        rounded = {name: round(float(slope), 4) for name, slope in found.items()}
+        kept[parametrization] = {"axis": axis, "slopes": rounded}
     write_atomically(folder / COORDINATES, json.dumps(kept, indent=1) + "\n")
     return kept
 
 
 def coordinates_text(folder: Path) -> str:
-    """What `coordinates` found, in a line; "" where it was not asked for."""
-    if not (folder / COORDINATES).exists():
-        return ""
-    kept = read_json(folder / COORDINATES)
-    worst = max(kept["slopes"], key=lambda name: abs(kept["slopes"][name]))
-    slope = kept["slopes"][worst]
-    says = "learning rates carry over" if abs(slope) < FLAT else "a learning rate does not carry over from size to size"
-    return f"coordinate check: {worst} moves most with {kept['axis']}, as its power {slope:+.3f}: {says}"
+    """What `coordinates` found, a line a parametrisation; "" where it was not asked for."""
+    lines = []
+    for parametrization, kept in read_json(folder / COORDINATES).items() if (folder / COORDINATES).exists() else ():
+        worst = max(kept["slopes"], key=lambda name: abs(kept["slopes"][name]))
+        slope = kept["slopes"][worst]
+        says = "learning rates carry over" if abs(slope) < FLAT else "a learning rate does not carry over between sizes"
+        moves = f"{worst} moves most with {kept['axis']}, as its power {slope:+.3f}"
+        lines.append(f"coordinate check, {parametrization}: {moves}: {says}")
+    return "\n".join(lines)
 
 
 def verdict(score: float) -> str:
@@ -152,23 +156,31 @@ def verdict(score: float) -> str:
 
 
 def health(folder: Path | str) -> pd.DataFrame:
-    """A row a size: n, runs, lr (what its grid says), collapse, final, score (of `scores`), verdict, reason.
+    """A row a parametrisation and size: parametrization, n, runs, lr (what its grid says), collapse, final, score (of
+    `scores`), verdict, reason. Sizes are compared within a parametrisation.
 
     Raises InputError where nothing is finished.
     """
-    folder = Path(folder)
     frame = table(folder)
-    done = frame[frame["status"] == "finished"]
-    if done.empty:
+    if not (frame["status"] == "finished").any():
         raise InputError(f"{folder}: no finished runs to check; train the sweep first")
+    folders = {path.name: path for path in run_folders(Path(folder))}
+    parts = [part for _, part in frame.groupby("parametrization") if (part["status"] == "finished").any()]
+    return pd.concat([verdicts(part, folders) for part in parts], ignore_index=True)
+
+
+def verdicts(frame: pd.DataFrame, folders: dict[str, Path]) -> pd.DataFrame:
+    """The rows of `health` of runs of one parametrisation."""
+    done = frame[frame["status"] == "finished"]
     done = done.assign(cell=[float(f"{d:.2g}") for d in done["tokens"]])
     grids = {n: grid_check(runs) for n, runs in done.groupby("n_compute")}
     best = done.loc[done.groupby(["n_compute", "cell"])["loss"].idxmin()]
-    ladder = compare(best, {path.name: path for path in run_folders(folder)})
+    ladder = compare(best, folders)
     rows = []
     for n, runs in done.groupby("n_compute"):
         diverged = int(((frame["n_compute"] == n) & (frame["status"] == "diverged")).sum())
-        rows.append({"n": n, "runs": len(runs), **judge(grids[n], ladder.get(n), diverged)})
+        size = {"parametrization": frame["parametrization"].iloc[0], "n": n, "runs": len(runs)}
+        rows.append(size | judge(grids[n], ladder.get(n), diverged))
     return pd.DataFrame(rows)
 
 
@@ -228,14 +240,22 @@ def read_curve(folder: Path, n: float, final: float) -> LossCurve | None:
 
 def health_text(found: pd.DataFrame) -> str:
     """The verdicts as a table."""
+    labels = labelled(found, "{:,.0f}")
     rows = [["N", "verdict", "learning-rate grid", "curve", "final loss", "both", ""]]
     for r in found.itertuples():
         numbers = ["-" if math.isnan(v) else f"{v:.1f}" for v in (r.collapse, r.final, r.score)]
-        rows.append([f"{r.n:,.0f}", r.verdict, r.lr, *numbers, r.reason])
+        rows.append([labels[r.Index], r.verdict, r.lr, *numbers, r.reason])
     return "Tuning of each size (distance from the other sizes, in their own scatter)\n" + align(rows)
+
+
+def labelled(found: pd.DataFrame, number: str) -> pd.Series:
+    """How each row's size is called: its N, with the parametrisation where there are several."""
+    several = len(set(found["parametrization"])) > 1
+    return found.apply(lambda r: number.format(r.n) + (f" {r.parametrization}" if several else ""), axis=1)
 
 
 def health_line(found: pd.DataFrame) -> str:
     """The verdicts in one line."""
-    by = {v: [f"{n:.3g}" for n in found.loc[found["verdict"] == v, "n"]] for v in VERDICTS}
-    return "; ".join(f"{v}: N {', '.join(sizes)}" for v, sizes in by.items() if sizes)
+    labels = labelled(found, "{:.3g}")
+    by = {v: labels[found["verdict"] == v] for v in VERDICTS}
+    return "; ".join(f"{v}: N {', '.join(sizes)}" for v, sizes in by.items() if len(sizes))

@@ -12,7 +12,8 @@ from scaling.run import RunConfig, read_config, read_json, read_result
 
 COLUMNS = [
     "run", "status", "n_nonembedding", "n_compute", "n_total", "tokens", "unique_tokens", "flops", "flops_6nd",
-    "loss", "bits_per_byte", "train_loss", "d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "seq_len",
+    "loss", "bits_per_byte", "train_loss", "d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "parametrization",
+    "seq_len",
     "batch_size", "steps", "lr", "weight_decay", "b2", "schedule", "dtype", "seed", "data_seed", "source", "tokenizer",
     "corpus",
 ]  # fmt: skip
@@ -88,6 +89,7 @@ def planned_row(config: RunConfig) -> dict:
         "n_heads": config.model.n_heads,
         "d_ff": config.model.d_ff,
         "vocab_size": config.model.vocab_size,
+        "parametrization": config.model.parametrization,
         "seq_len": config.data.seq_len,
         "batch_size": config.batch_size,
         "steps": config.steps,

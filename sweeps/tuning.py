@@ -117,6 +117,13 @@ def with_cells(frame: pd.DataFrame) -> pd.DataFrame:
     return done.assign(cell_tokens=[float(f"{d:.2g}") for d in done["tokens"]])
 
 
+def parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs of each parametrisation: a learning rate of one means something else in another."""
+    if frame.empty or "parametrization" not in frame:
+        return {"": frame}
+    return dict(tuple(frame.groupby("parametrization")))
+
+
 def fit_grid_rule(found: list[Ellipse]) -> tuple[GridRule, dict[str, float]]:
     """(rule, scatter of log lr and of log batch about it) through the optima inside their grids.
 
@@ -210,8 +217,10 @@ def fit_rule(frame: pd.DataFrame) -> tuple[PowerRule, pd.DataFrame, float]:
 def tune(frame: pd.DataFrame, sweep: str = "") -> Tuned:
     """The rule of a tuning sweep, whose table of runs is `frame`: of learning rate and batch where a grid allows it.
 
-    Raises InputError where neither that nor a rule at one batch can be fitted.
+    Raises InputError where neither that nor a rule at one batch can be fitted, and for several parametrisations.
     """
+    if len(several := parts(frame)) > 1:
+        raise InputError(f"runs of {len(several)} parametrisations ({', '.join(several)}): each has a rule of its own")
     found = ellipses(frame)
     texts, rules, errors = [], [], []
     try:
@@ -241,7 +250,8 @@ def provenance(frame: pd.DataFrame, sweep: str) -> dict[str, Any]:
     """Which runs a rule comes from, on what data, and by which versions."""
     done = frame[frame["status"] == "finished"]
     made: dict[str, Any] = {"sweep": sweep, "runs": sorted(done["run"]) if "run" in done else len(done)}
-    for column in ("source", "tokenizer", "corpus", "schedule", "seq_len", "weight_decay", "b2", "dtype", "seed"):
+    columns = ("source", "tokenizer", "corpus", "parametrization", "schedule", "seq_len", "weight_decay", "b2", "dtype")
+    for column in (*columns, "seed"):
         if column in done:
             made[column] = sorted(set(done[column].dropna().tolist()))
     packages = ("jax", "flax", "optax", "numpy", "scipy")

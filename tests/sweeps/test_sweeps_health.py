@@ -4,6 +4,7 @@ The ladders are SGD on a quadratic with a power-law spectrum, its expected loss 
 modes and train longer, the best learning rate is the one a grid finds, and a wrong one costs what it costs there.
 """
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,6 +15,8 @@ from models.config import ModelConfig
 from models.errors import InputError
 from scaling.run import OptimConfig, RunConfig
 from sweeps.health import LossCurve, coordinates, coordinates_text, health, health_line, health_text, scores, verdict
+from sweeps.table import table
+from sweeps.tuning import optima, parts, tune
 
 MODES = (32, 48, 72, 108, 162, 243)
 BEST = 2**-1.5  # at every size; test_the_simulated_best_is_the_best
@@ -117,6 +120,24 @@ def test_an_optimum_at_the_edge_of_the_grid_is_untuned(tmp_path):
     assert health(tmp_path)["verdict"].tolist() == ["tuned", "untuned"]
 
 
+def test_each_parametrisation_has_its_own_verdicts(tmp_path):
+    """The best rate of one is at its edge, and does not hide that of the other."""
+    for name, best in (("standard", 0.01), ("mup", 0.16)):
+        for d_model in (16, 32):
+            for lr in (0.005, 0.01, 0.02, 0.04):
+                config = config_of(d_model, lr)
+                model = dataclasses.replace(config.model, parametrization=name)
+                loss = 2 + 0.1 * np.log(lr / best) ** 2
+                write_run(tmp_path, dataclasses.replace(config, model=model), np.full(100, 2.0), loss)
+    found = health(tmp_path)
+    assert found["verdict"].tolist() == ["untuned", "untuned", "tuned", "tuned"]
+    assert " mup" in health_line(found)
+    frame = table(tmp_path)
+    with pytest.raises(InputError, match="2 parametrisations"):
+        tune(frame)
+    assert optima(parts(frame)["standard"])["lr"].to_numpy() == pytest.approx(0.01, rel=1e-6)
+
+
 def test_nothing_vouches_for_two_sizes_with_one_learning_rate(tmp_path):
     for d_model in (16, 32):
         write_run(tmp_path, config_of(d_model), np.full(100, 2.0), 2.0)
@@ -129,6 +150,6 @@ def test_the_coordinate_check_of_a_sweep_of_standard_models_says_so(tmp_path):
         write_run(tmp_path, config_of(d_model), np.full(100, 2.0), 2.0)
     assert coordinates_text(tmp_path) == ""
     found = coordinates(tmp_path)
-    assert found["axis"] == "d_model"
-    assert found["slopes"]["logits"] > 0.1
+    assert found["standard"]["axis"] == "d_model"
+    assert found["standard"]["slopes"]["logits"] > 0.1
     assert "does not carry over" in coordinates_text(tmp_path)
