@@ -16,14 +16,13 @@ HIDDEN = ("qkv", "attention_out", "up", "down")  # matrices of which both axes g
 
 
 class Rule(NamedTuple):
-    """What is done to one array, relative to the settings of the run."""
+    """What is done to one array, relative to the settings of the run. Weight decay is not in it: an array shrinks by
+    the run's lr * decay at every size. PyTorch's AdamW, which has that product, wants 1 / `lr` times the decay for it.
+    """
 
     init: float = 1.0  #: factor of the standard initial scale; head and output projections start at zero in all three
     lr: float = 1.0  #: factor of the learning rate
     eps: float = 1.0  #: factor of Adam's epsilon: as the gradient, so that epsilon plays the same part at every size
-    #: factor of weight decay as the product lr * decay has it (PyTorch's AdamW): undoes `lr`, so that an array shrinks
-    #: by the same share a step at every size
-    decay: float = 1.0
 
 
 class Multipliers(NamedTuple):
@@ -47,7 +46,7 @@ def rule(config: ModelConfig, name: str, optimizer: str = "adamw") -> Rule:
     eps = 1 / (wide * (deep if name in (*HIDDEN, "scale") else 1.0))
     if name in HIDDEN:
         lr = wide**-0.5 if optimizer == "muon" else 1 / wide
-        return Rule(lr=lr, eps=eps, decay=1 / lr)
+        return Rule(lr=lr, eps=eps)
     # A tied embedding starts at width^-1/2 and is scaled up on the way in; as an input it wants a scale free of width.
     return Rule(init=math.sqrt(wide) if name == "embed" and config.tied else 1.0, eps=eps)
 

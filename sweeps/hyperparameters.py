@@ -40,8 +40,7 @@ class PowerRule:
     d_range: tuple[float, float]
 
     def lr(self, n: float, d: float) -> float:
-        """Peak learning rate, to three digits, so that a rule refitted to the last bit names the same runs."""
-        return float(f"{self.c * (n / 1e5) ** self.p * (d / 1e6) ** self.q:.3g}")
+        return power_law(self, n, d)
 
     def at(self, d: float) -> "PowerRule":
         """The rule for d tokens at every D: runs of a size that differ in D alone then share a trunk."""
@@ -69,8 +68,7 @@ class GridRule:
     d_range: tuple[float, float]
 
     def lr(self, n: float, d: float) -> float:
-        """Peak learning rate, to three digits."""
-        return float(f"{self.c * (n / 1e5) ** self.p * (d / 1e6) ** self.q:.3g}")
+        return power_law(self, n, d)
 
     def batch_tokens(self, d: float) -> float:
         return self.b * (d / 1e6) ** self.r
@@ -82,6 +80,11 @@ class GridRule:
             f"the rule {self.c:.3g} N^{self.p:g} D^{self.q:g}", {"N": (n, self.n_range), "D": (d, self.d_range)}, FAR
         )
         return with_settings(config, self.lr(n, d), windows(self.batch_tokens(d), config))
+
+
+def power_law(rule: PowerRule | GridRule, n: float, d: float) -> float:
+    """Peak learning rate, to three digits, so that a rule refitted to the last bit names the same runs."""
+    return float(f"{rule.c * (n / 1e5) ** rule.p * (d / 1e6) ** rule.q:.3g}")
 
 
 @dataclass(frozen=True)
