@@ -4,10 +4,12 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
+from models.errors import InputError
 from scaling.cli_parse import add_execution, command, fail, number, whole
 
 
@@ -34,6 +36,7 @@ def cmd_sweep(argv: list[str]) -> int:
         fail("--json is for --dry-run; a launched sweep is told by scaling status DIR --json")
 
     from scaling.run import Execution
+    from scaling.tracking import check_sinks
     from sweeps.define import load_sweep
     from sweeps.launch import local
     from sweeps.launch.placement import Placement, read_placement
@@ -45,10 +48,6 @@ def cmd_sweep(argv: list[str]) -> int:
         placement = dataclasses.replace(placement, workers=args.workers)
     name, sweep = load_sweep(args.name, args.dial)
     folder = args.out or Path("runs") / name
-    if args.dry_run:
-        return dry_run(args, sweep, folder, placement.workers)
-    if args.on == "local":
-        local.placements(placement.workers, 1)
     execution = Execution(
         mesh=placement.mesh,
         checkpoint_seconds=args.checkpoint_seconds,
@@ -56,27 +55,41 @@ def cmd_sweep(argv: list[str]) -> int:
         track=args.track,
         swarm=args.swarm,
     )
-    began = time.monotonic()
-    local.prepare(name, sweep, folder)
-    from sweeps.execute import ledger, plan
+    check_sinks(args.track)
+    if args.dry_run:
+        return dry_run(args, sweep, folder, placement.workers)
+    if args.on == "local":
+        local.placements(placement.workers, 1)
+    elif args.on == "slurm":
+        from sweeps.launch import slurm
 
-    flops = ledger(plan(sweep.runs, not args.no_sharing))
-    spent = f"{flops['flops_spent']:.4g} of {flops['flops_wanted']:.4g} FLOPs to spend"
-    print(f"{name}: {len(sweep.runs)} runs, {spent}, in {folder}", flush=True)
+        slurm.import_submitit()
+    else:
+        from sweeps.launch import ray
+
+        ray.import_ray()
+    began = time.monotonic()
+    earlier = local.named_runs(folder)
+    local.prepare(name, sweep, folder)
+    if dropped := earlier - {config.run_id for config in sweep.runs}:
+        say(f"note: {len(dropped)} runs of an earlier definition stay in {folder / 'runs'}, out of this sweep's table")
+    from sweeps.execute import finished_runs, ledger, plan_in
+
+    units, finished = plan_in(folder, sweep.runs, not args.no_sharing), finished_runs(folder, sweep.runs)
+    to_spend = sum(unit.flops for unit in units if unit.run_id not in finished)
+    spent = f"{to_spend:.4g} of {ledger(units)['flops_wanted']:.4g} FLOPs to spend"
+    before = f" ({len(finished)} finished)" if finished else ""
+    print(f"{name}: {len(sweep.runs)} runs{before}, {spent}, in {folder}", flush=True)
     if args.on == "local":
         with Progress() as progress:
             state = local.launch(sweep, folder, placement.workers, execution, progress.show, began, not args.no_sharing)
     else:
         local.write_launch(sweep, folder, execution, not args.no_sharing)
         if args.on == "slurm":
-            from sweeps.launch import slurm
-
             state = slurm.launch(folder, placement, say, wait=args.wait)
             if not args.wait:
                 return 0
         else:
-            from sweeps.launch import ray
-
             state = ray.launch(folder, placement, say)
     ends = f"{state.finished} finished, {state.diverged} diverged, {len(state.failed)} failed"
     print(f"{name}: {ends} in {time.monotonic() - began:.0f} s")
@@ -90,19 +103,33 @@ def say(line: str) -> None:
 
 
 def dry_run(args: argparse.Namespace, sweep, folder: Path, workers: int | None) -> int:
-    """Prints the runs and their cost; what was never measured on this machine is measured first."""
+    """Prints the runs and their cost; what was never measured on this machine is measured first.
+
+    For a cluster nothing is measured: its time is not this machine's.
+    """
     from sweeps import cost
+    from sweeps.execute import finished_runs, plan_in
     from sweeps.launch import local
+    from sweeps.launch.engine import MOST_WORKERS
     from sweeps.measure import measure_missing
 
     local.check(sweep)
-    finished = {c.run_id for c in sweep.runs if (folder / "runs" / c.run_id / "result.json").exists()}
+    finished = finished_runs(folder, sweep.runs)
     left = [config for config in sweep.runs if config.run_id not in finished]
-    places = local.placements(workers, len(sweep.runs))
-    known = measure_missing(left, places, lambda line: print(line, file=sys.stderr, flush=True))
-    told = cost.dry_run_json if args.json else cost.dry_run
-    result = told(sweep.runs, len(places), finished, known, not args.no_sharing)
-    print(json.dumps(result) if args.json else result)
+    units, known, note = plan_in(folder, sweep.runs, not args.no_sharing), None, ""
+    if args.on == "local":
+        places = local.placements(workers, len(sweep.runs))
+        workers = len(places)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is being measured is ended and cleared
+        try:
+            known = measure_missing(left, places, lambda line: print(line, file=sys.stderr, flush=True))
+        except InputError as error:
+            note = f"the time is not known: {error}"
+    else:
+        workers = workers or MOST_WORKERS
+        note = f"the time on --on {args.on} is not known: it can be measured only there"
+    result = cost.dry_run_json(units, workers, finished, known)
+    print(json.dumps(result | {"note": note}) if args.json else cost.dry_run_text(result, note))
     return 0
 
 

@@ -286,14 +286,23 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+# What costs least where a file of a run or a sweep is damaged.
+REMEDIES = {"result.json": "remove it and launch again"} | dict.fromkeys(
+    ("sweep.json", "plan.json", "execution.json"), "launch the sweep again, which writes it anew"
+)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`. Raises InputError, with the remedy, where it is not whole."""
+    remedy = REMEDIES.get(path.name, "move the folder away and launch again")
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); move the folder away and launch again") from None
+    except OSError as error:
+        raise InputError(f"{path}: not readable ({error.strerror}); {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); {remedy}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object; move the folder away and launch again")
+        raise InputError(f"{path}: expected a JSON object; {remedy}")
     return value
 
 
@@ -349,8 +358,11 @@ def check_fits(config: RunConfig, store: Any) -> None:
     available = (config.unique_windows or held // T) * T
     if config.trained_tokens > available and not config.data.repeat:
         limit = " by data.unique_tokens" if config.unique_windows else ""
+        one = f" (a step of batch_size x seq_len is {config.tokens_per_step:,})"
+        as_steps = one if config.tokens_per_step > config.tokens else ""
         raise InputError(
-            f"tokens = {config.tokens}: the corpus {config.data.source!r} holds {available:,} training tokens{limit}; "
+            f"tokens = {config.tokens}{as_steps}: the corpus {config.data.source!r} holds {available:,} training "
+            f"tokens{limit}; "
             "train on fewer, or allow repeats with --repeat (data.repeat), or take a larger corpus"
         )
 

@@ -18,7 +18,7 @@ from models.sizing import shape, training_bytes
 from scaling.data.cache import cache_root
 from scaling.run import RunConfig, canonical_json
 from scaling.runtime import compilation_cache, processor
-from sweeps.execute import Unit, ledger, plan
+from sweeps.execute import Unit, ledger
 
 # Assumed where nothing was measured: (n_compute, FLOP/s of one core), from the quickstart's runs on a 2.4 GHz AMD EPYC
 # (Zen 3), flops / steps / timing.seconds_per_step of their result.json. Larger models run faster.
@@ -218,20 +218,18 @@ def schedule_seconds(jobs: Sequence[Job], workers: int, running: Collection[int]
 
 
 def dry_run_json(
-    runs: Sequence[RunConfig],
-    workers: int,
-    finished: Collection[str] = (),
-    known: Known | None = None,
-    sharing: bool = True,
+    units: Sequence[Unit], workers: int, finished: Collection[str] = (), known: Known | None = None
 ) -> dict[str, Any]:
     """FLOPs wanted, spent and shared by the whole sweep, `seconds` for what is not in `finished` (ids), and the runs.
 
-    `seconds` counts the start of the workers, compiling, and what each run costs beyond its steps.
+    `seconds` counts the start of the workers, compiling, and what each run costs beyond its steps. They are None where
+    nothing is `known` of the machine.
     """
-    known = known or Known(workers)
-    units = sorted(plan(runs, sharing), key=lambda u: (u.config.flops, u.run_id))
+    units = sorted(units, key=lambda u: (u.config.flops, u.run_id))
     left = sorted((u for u in units if u.run_id not in finished), key=lambda u: -u.flops)  # as workers take them
-    jobs = dict(zip((u.run_id for u in left), jobs_of(left, workers, known), strict=True))
+    jobs = dict(zip((u.run_id for u in left), jobs_of(left, workers, known), strict=True)) if known else {}
+    seconds = {unit.run_id: None if known is None else 0.0 for unit in units}
+    seconds |= {run: round(job.seconds, 2) for run, job in jobs.items()}
     rows = [
         {
             "run": unit.run_id,
@@ -247,18 +245,20 @@ def dry_run_json(
             "after": unit.after,
             "at": unit.at,
             "memory_bytes": training_bytes(unit.config.model, unit.config.batch_size, unit.config.data.seq_len),
-            "seconds": round(jobs[unit.run_id].seconds, 2) if unit.run_id in jobs else 0.0,
+            "seconds": seconds[unit.run_id],
             "finished": unit.run_id in finished,
         }
         for unit in units
     ]
-    starts = [s.start_seconds for speeds in known.speeds.values() for s in speeds if s.start_seconds][-LATEST:]
+    speeds = known.speeds.values() if known else ()
+    starts = [s.start_seconds for some in speeds for s in some if s.start_seconds][-LATEST:]
     start = sorted(starts)[len(starts) // 2] if starts else START_SECONDS
+    in_all = round(schedule_seconds(list(jobs.values()), workers) + start, 1) if jobs else 0.0
     return {
         **ledger(units),
-        "seconds": round(schedule_seconds(list(jobs.values()), workers) + start, 1) if jobs else 0.0,
+        "seconds": None if known is None else in_all,
         "workers": workers,
-        "measured": all(known.near(unit.config) for unit in left),
+        "measured": known is not None and all(known.near(unit.config) for unit in left),
         "runs": rows,
     }
 
@@ -281,15 +281,8 @@ def jobs_of(units: Sequence[Unit], workers: int, known: Known) -> list[Job]:
     return jobs
 
 
-def dry_run(
-    runs: Sequence[RunConfig],
-    workers: int,
-    finished: Collection[str] = (),
-    known: Known | None = None,
-    sharing: bool = True,
-) -> str:
-    """`dry_run_json` as a table, a row a run, and the totals."""
-    result = dry_run_json(runs, workers, finished, known, sharing)
+def dry_run_text(result: dict[str, Any], note: str = "") -> str:
+    """What `dry_run_json` says as a table, a row a run, and the totals. `note`: why the time is not known."""
     header = ["run", "model", "N (n_compute)", "D tokens", "batch", "lr", "steps", "FLOPs", "memory", "time", ""]
     rows = [
         [
@@ -302,7 +295,7 @@ def dry_run(
             f"{row['steps']:,}",
             f"{row['flops']:.3g}",
             f"{row['memory_bytes'] / 2**20:,.0f} MiB",
-            "" if row["finished"] else duration(row["seconds"]),
+            "" if row["finished"] or row["seconds"] is None else duration(row["seconds"]),
             "finished" if row["finished"] else f"from step {row['at']:,}" if row["at"] else "",
         ]
         for row in result["runs"]
@@ -311,7 +304,8 @@ def dry_run(
     count = f"{left} of {len(rows)} runs to train" if left < len(rows) else f"{len(rows)} runs"
     flops = ", ".join(f"{result[f'flops_{what}']:.4g} {what}" for what in ("wanted", "spent", "shared"))
     source = "measured here" if result["measured"] else "a guess: not measured on this machine"
-    time = f"about {duration(result['seconds'])} on {workers} workers ({source})"
+    workers = result["workers"]
+    time = note if note else f"about {duration(result['seconds'])} on {workers} workers ({source})"
     return f"{align([header, *rows])}\nFLOPs: {flops}\ntotal: {count}, {result['flops_wanted']:.4g} FLOPs, {time}"
 
 

@@ -19,7 +19,7 @@ import inspect
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,8 +211,7 @@ def cells(
 
 
 def check_numbers(what: str, values: Any, unit: str) -> None:
-    good = isinstance(values, Iterable) and not isinstance(values, str)
-    if not good or not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in values):
+    if not is_list(values) or not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in values):
         raise InputError(f"{what} = {values!r}: expected a list of positive numbers of {unit}")
 
 
@@ -221,8 +220,13 @@ def value_at(config: RunConfig, path: str) -> Any:
     return getattr(getattr(config, head), tail) if tail else getattr(config, head)
 
 
+def is_list(values: Any) -> bool:
+    """Whether values can be gone through again and again: no generator, which is used up at the first time."""
+    return isinstance(values, Iterable) and not isinstance(values, (str, Iterator))
+
+
 def check_axis(name: str, values: Any) -> None:
-    if isinstance(values, str) or not isinstance(values, Iterable):
+    if not is_list(values):
         raise InputError(f"axis {name!r} = {values!r}: expected a list of values")
     paths = field_paths()
     if name not in paths and name not in ("n", "model"):
@@ -310,7 +314,17 @@ def load_sweep(name: str, dial: float | None = None) -> tuple[str, Sweep]:
         spec = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        short, execute = path.stem, lambda: spec.loader.exec_module(module)
+        neighbours = str(path.resolve().parent)
+
+        def execute() -> None:
+            """With the files beside it importable, as for a script."""
+            sys.path.insert(0, neighbours)
+            try:
+                spec.loader.exec_module(module)
+            finally:
+                sys.path.remove(neighbours)
+
+        short = path.stem
     else:
         if name not in library():
             hint, names = did_you_mean(name, library()), ", ".join(library())

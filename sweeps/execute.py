@@ -7,6 +7,7 @@ beginning, to the same bits.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,41 @@ def plan(runs: Sequence[RunConfig], sharing: bool = True) -> tuple[Unit, ...]:
                     saves.setdefault(config.run_id, set()).add(onward)
             units[config.run_id] = dataclasses.replace(unit, saves=tuple(sorted(saves.get(config.run_id, ()))))
     return tuple(units[config.run_id] for config in runs)
+
+
+def plan_in(folder: Path, runs: Sequence[RunConfig], sharing: bool = True) -> tuple[Unit, ...]:
+    """`plan`, as far as it can still be followed in a sweep's folder: where a trunk is past a step and did not keep its
+    state there, as nobody wanted it then, the run begins from the latest state that is kept of what both share, or from
+    its own beginning.
+    """
+    units, kept = plan(runs, sharing), functools.cache(lambda run: steps_in(folder / "runs" / run / "branches"))
+    if not sharing:
+        return units
+    by_id = {unit.run_id: unit for unit in units}
+
+    def passed(unit: Unit) -> bool:
+        trunk = folder / "runs" / unit.after
+        done = by_id[unit.after].config.steps if (trunk / "result.json").exists() else 0
+        return max([done, *steps_in(trunk / "checkpoints")]) > unit.at and unit.at not in kept(unit.after)
+
+    found = []
+    for unit in units:
+        if unit.after is not None and passed(unit):
+            starts = [(step, run) for run, common in sources(unit, units) for step in kept(run) if 0 < step <= common]
+            at, after = max(starts, default=(0, None))
+            unit = dataclasses.replace(unit, after=after, at=at)
+        found.append(unit)
+    return tuple(found)
+
+
+def finished_runs(folder: Path, runs: Sequence[RunConfig]) -> set[str]:
+    """The ids of those that have a result in a sweep's folder."""
+    return {c.run_id for c in runs if (folder / "runs" / c.run_id / "result.json").exists()}
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder of them."""
+    return [int(p.name) for p in folder.glob("*") if p.name.isascii() and p.name.isdigit()]
 
 
 def group_of(config: RunConfig) -> RunConfig:

@@ -176,15 +176,16 @@ def verdicts(frame: pd.DataFrame, folders: dict[str, Path]) -> pd.DataFrame:
     grids = {n: grid_check(runs) for n, runs in done.groupby("n_compute")}
     best = done.loc[done.groupby(["n_compute", "cell"])["loss"].idxmin()]
     ladder = compare(best, folders)
+    unread = set(best.loc[[read_curve(folders[run], 1.0, 1.0) is None for run in best["run"]], "n_compute"])
     rows = []
     for n, runs in done.groupby("n_compute"):
         diverged = int(((frame["n_compute"] == n) & (frame["status"] == "diverged")).sum())
         size = {"parametrization": frame["parametrization"].iloc[0], "n": n, "runs": len(runs)}
-        rows.append(size | judge(grids[n], ladder.get(n), diverged))
+        rows.append(size | judge(grids[n], ladder.get(n), diverged, n in unread))
     return pd.DataFrame(rows)
 
 
-def judge(grid: str, ladder: tuple[float, float, float] | None, diverged: int) -> dict:
+def judge(grid: str, ladder: tuple[float, float, float] | None, diverged: int, unread: bool) -> dict:
     collapse, final, score = ladder or (math.nan,) * 3
     said = {"lr": grid, "collapse": collapse, "final": final, "score": score}
     if grid == "edge":
@@ -194,6 +195,8 @@ def judge(grid: str, ladder: tuple[float, float, float] | None, diverged: int) -
     if ladder is None:
         if grid == "inside":
             return said | {"verdict": "tuned", "reason": "best learning rate inside its grid"}
+        if unread:
+            return said | {"verdict": "doubtful", "reason": "a loss curve is missing or damaged: not compared"}
         return said | {"verdict": "doubtful", "reason": f"fewer than {LEAST_SIZES} sizes to compare: nothing vouches"}
     found = verdict(score)
     what = "curve" if collapse >= final else "final loss"

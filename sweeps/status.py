@@ -58,10 +58,23 @@ def sweep_status(folder: Path, workers: int = 0) -> dict[str, Any]:
         **counted,
         "tokens_per_second": total(runs, "tokens_per_second"),
         "seconds_left": seconds_left(runs, workers),
+        "jobs": None if number["running"] else waiting_jobs(folder, notes),
         "forecast": add_forecasts(runs, sweep.get("law")),
         "notes": notes,
         "runs": [{k: v for k, v in run.items() if k != "pace"} for run in runs],
     }
+
+
+def waiting_jobs(folder: Path, notes: list[str]) -> int | None:
+    """How many Slurm jobs of the sweep's launches wait or start; None where it has none, or Slurm does not answer."""
+    from sweeps.launch.slurm import queued, read_jobs
+
+    try:
+        jobs = read_jobs(folder)
+        return len(set(jobs) & queued()) if jobs else None
+    except InputError as error:
+        notes.append(f"whether jobs wait is not known: {error}".replace("--on slurm: ", ""))
+        return None
 
 
 def planned(folder: Path) -> tuple[dict[str, Unit], list[str]]:
@@ -299,6 +312,8 @@ def status_text(status: dict[str, Any]) -> str:
     if counted["running"]:
         left = "not known yet" if status["seconds_left"] is None else f"about {duration(status['seconds_left'])}"
         lines.append(f"{status['tokens_per_second']:,.0f} tokens/s; time left: {left}")
+    elif status["jobs"]:
+        lines.append(f"nobody is at work yet: {status['jobs']} Slurm jobs wait or start")
     elif counted["waiting"] or counted["failed"]:
         lines.append("nobody is at work; launch the sweep again to continue")
     forecast = status["forecast"]
@@ -309,14 +324,14 @@ def status_text(status: dict[str, Any]) -> str:
     elif counted["running"] or counted["waiting"]:
         lines.append(f"no forecast: {forecast['why']}")
     lines += [f"note: {note}" for note in status["notes"]]
-    header = ["run", "status", "N", "D", "step", "loss", "forecast", "left"]
-    lines += ["", align([header, *(row_of(run) for run in runs)])]
-    for run in runs:
+    for run in runs:  # before the table, which may be longer than the terminal
         if run["status"] in ("failed", "damaged"):
             tried = f", attempt {run['attempts']}" if run.get("attempts") else ""
             lines += ["", f"{run['run']} {run['status']}{tried}: {run['reason']}"]
             lines += [f"    {line}" for line in run.get("log", ())]
             lines += [f"    {run['remedy']}"] if "remedy" in run else []
+    header = ["run", "status", "N", "D", "step", "loss", "forecast", "left"]
+    lines += ["", align([header, *(row_of(run) for run in runs)])]
     return "\n".join(lines)
 
 

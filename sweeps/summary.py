@@ -1,6 +1,5 @@
 """From a sweep's folder and its fitted study to what a person reads: the tables, summary.json and report.html."""
 
-import contextlib
 import json
 import time
 from pathlib import Path
@@ -9,10 +8,11 @@ from typing import Any
 from analysis.plots import figure_compute, figure_predicted, figure_tokens
 from analysis.report import text_report, write_report
 from analysis.study import Study
-from models.errors import InputError
 from scaling.run import read_json, write_atomically
 from sweeps.cost import duration
 from sweeps.health import coordinates_text, health, health_line, health_text
+from sweeps.launch.local import seconds_of
+from sweeps.status import number
 from sweeps.table import run_folders
 
 
@@ -20,15 +20,12 @@ def describe(folder: Path) -> dict[str, Any]:
     """What is known of the sweep in `folder` beside its table: name, hold-out, law, seconds and FLOPs spent, set-up."""
     folders = run_folders(folder)
     sweep = read_json(folder / "sweep.json") if (folder / "sweep.json").exists() else {}
-    seconds = None
-    with contextlib.suppress(InputError):
-        if (folder / "launches.json").exists():
-            seconds = round(sum(read_json(folder / "launches.json").get("seconds", [])), 1)
+    launches = seconds_of(folder / "launches.json")  # those of other engines keep no time
     facts: dict[str, Any] = {
         "name": sweep.get("name", folder.name),
         "holdout": sweep.get("holdout"),
         "law": sweep.get("law"),
-        "seconds": seconds,
+        "seconds": round(sum(launches), 1) if launches else None,
         "flops": 0.0,  # spent
         "flops_wanted": 0.0,  # had every run been trained from its beginning
         "runs": len(folders),
@@ -37,9 +34,9 @@ def describe(folder: Path) -> dict[str, Any]:
     for run in folders:
         if (run / "result.json").exists():
             result = read_json(run / "result.json")
-            wanted = result.get("flops") or 0.0
+            wanted = number(result, "flops", 0.0)
             facts["flops_wanted"] += wanted
-            facts["flops"] += result.get("flops_spent", wanted)
+            facts["flops"] += number(result, "flops_spent", wanted)
             facts["finished"] += result.get("status") == "finished"
             facts["where"] = result.get("where")
     return facts
@@ -66,9 +63,9 @@ def report(study: Study, folder: Path, facts: dict[str, Any], started: float) ->
     missing = facts["runs"] - facts["finished"]
     lines = [f"{missing} of {facts['runs']} runs are not finished and left out"] if missing else []
     lines += [text_report(study), health_text(tuning), *checks[1:]]
-    if seconds is not None:
-        of = f" of {facts['flops_wanted']:.4g}, the rest shared," if facts["flops_wanted"] > facts["flops"] else ""
-        lines.append(f"{facts['flops']:.4g} FLOPs{of} trained and analysed in {seconds:.0f} s")
+    of = f" of {facts['flops_wanted']:.4g}, the rest shared," if facts["flops_wanted"] > facts["flops"] else ""
+    took = "" if seconds is None else f" and analysed in {seconds:.0f} s"
+    lines.append(f"{facts['flops']:.4g} FLOPs{of} trained{took}")
     lines.append(f"report: {path}")
     return "\n\n".join(filter(None, lines))
 
@@ -95,6 +92,6 @@ def checklist(study: Study, facts: dict[str, Any]) -> dict[str, str]:
     }
     if "tuning" in facts:
         stated["tuning"] = facts["tuning"]
-    if facts["seconds"] is not None:
-        stated["cost"] = f"{facts['flops']:.4g} FLOPs, {duration(facts['seconds'])} of wall clock"
+    clock = "" if facts["seconds"] is None else f", {duration(facts['seconds'])} of wall clock"
+    stated["cost"] = f"{facts['flops']:.4g} FLOPs{clock}"
     return stated

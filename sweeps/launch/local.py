@@ -37,7 +37,7 @@ from scaling.run import (
 )
 from sweeps.cost import remember_speed
 from sweeps.define import Sweep
-from sweeps.execute import Unit, plan, read_plan, write_plan
+from sweeps.execute import Unit, plan_in, read_plan, write_plan
 from sweeps.launch.worker import ATTEMPTS, EXIT_PREEMPTED, Queue
 from sweeps.table import planned_row
 
@@ -69,7 +69,8 @@ class State:
 
 def prepare(name: str, sweep: Sweep, folder: Path) -> None:
     """Checks the sweep, then writes sweep.json. Raises InputError before anything is made."""
-    if folder.exists() and not (folder / "sweep.json").exists() and not holds_only(folder):
+    of_a_sweep = any((folder / name).exists() for name in ("sweep.json", "plan.json"))
+    if folder.exists() and not of_a_sweep and not holds_only(folder):
         raise InputError(f"--out {folder}: not empty and not the folder of a sweep; choose another")
     corpora = check(sweep)
     for config in sweep.runs:
@@ -90,6 +91,13 @@ def prepare(name: str, sweep: Sweep, folder: Path) -> None:
     (folder / "runs").mkdir(exist_ok=True)
 
 
+def named_runs(folder: Path) -> set[str]:
+    """The ids of the runs that the sweep in `folder` has so far; none where there is no sweep, or a damaged one."""
+    with contextlib.suppress(InputError):
+        return {str(run) for run in read_json(folder / "sweep.json").get("runs", ())}
+    return set()
+
+
 def check(sweep: Sweep) -> dict[str, str]:
     """The key of each run's corpus, by run id. Raises InputError where a run, the hold-out or the law cannot work."""
     from analysis.laws import law_named
@@ -107,7 +115,16 @@ def check(sweep: Sweep) -> dict[str, str]:
         law_named(sweep.law)
     if sweep.holdout is not None:
         planned = pd.DataFrame([planned_row(config) for config in sweep.runs])
-        read_runs(planned.assign(status="finished", loss=1.0), holdout=sweep.holdout)
+        try:
+            read_runs(planned.assign(status="finished", loss=1.0), holdout=sweep.holdout)
+        except ValueError as error:  # the InputError of analysis, which knows it as an option
+            raise InputError(str(error).replace("--holdout", "holdout")) from None
+    hooks = {config.optim for config in sweep.runs if ":" in config.optim.name}
+    if hooks:
+        from scaling.optim import make_direction  # JAX, which the launcher does without else
+
+        for optim in hooks:
+            make_direction(optim)
     return corpora
 
 
@@ -135,6 +152,7 @@ def launch(
     def count(unit: Unit, status: str) -> None:
         if unit.run_id not in counted:
             counted.add(unit.run_id)
+            state.failed.pop(unit.run_id, None)  # another worker, or another launch, had more luck
             state.done_flops += unit.flops
             state.finished += status == "finished"
             state.diverged += status != "finished"
@@ -150,7 +168,7 @@ def launch(
         return state
     places = placements(workers, len(units) - len(counted))
     lost: dict[str, int] = {}  # workers that died with a run
-    stillborn = dict.fromkeys(range(len(places)), 0)  # starts of each worker in a row that never became ready
+    stillborn = dict.fromkeys(range(len(places)), 0)  # starts of each worker in a row that never began a run
     pool: dict[int, Worker] = {}
     log = Launches(folder / "launches.json")
     (folder / "logs").mkdir(exist_ok=True)
@@ -173,32 +191,40 @@ def launch(
 
         def failed(unit: Unit, reason: str, again: bool) -> str:
             state.partial_flops.pop(unit.run_id, None)
-            if again:
-                return f"run {unit.run_id} failed ({reason}); trying again"
+            if again or unit.run_id not in units:
+                return f"run {unit.run_id} failed ({reason}); trying again" if again else ""
             state.failed[unit.run_id] = reason
             return f"run {unit.run_id} failed: {reason} (log: {folder / 'logs'})"
 
         def died(unit: Unit, code: int) -> str:
             """What to tell of a worker that ended within a run, which is tried again, but not for ever."""
             lost[unit.run_id] = lost.get(unit.run_id, 0) + 1
+            queue.refresh()  # failures are counted by the latest launch
             attempts = max(lost[unit.run_id], queue.attempts(unit) + 1)
             reason = "its worker died with " + (f"signal {-code}" if code < 0 else f"exit code {code}")
             queue.failed(unit, reason, attempts)
             return failed(unit, reason, attempts < ATTEMPTS)
 
         def handle(worker: Worker, event: dict) -> str:
-            kind, unit = event["event"], units.get(event.get("run"))
-            if kind == "ready":
+            kind, run = event["event"], event.get("run")
+            if run is not None and run not in units:
+                queue.refresh()
+                if run not in queue.by_id:
+                    return ""
+            unit = units.get(run) or queue.by_id.get(run)
+            if kind == "begin":
                 stillborn[worker.place] = 0
-            elif kind == "begin":
                 worker.jobs[unit.run_id] = unit
-            elif kind == "note":
+            elif kind in ("done", "failed", "preempted"):
+                worker.jobs.pop(run, None)
+            if run is not None and run not in units:  # of another launch, which tells of it
+                return ""
+            if kind == "note":
                 return f"run {event['run']}: {event['text']}"
             elif kind == "progress":
                 done = (event["step"] - unit.at) / max(1, unit.config.steps - unit.at)
                 state.partial_flops[event["run"]] = unit.flops * min(1.0, max(0.0, done))
             elif kind == "done":
-                worker.jobs.pop(unit.run_id, None)
                 state.partial_flops.pop(unit.run_id, None)
                 count(unit, event["status"])
                 log.write(time.monotonic() - started)
@@ -211,8 +237,7 @@ def launch(
                 branch = f", from step {event['at']:,} of {config.steps:,}" if event["at"] else ""
                 seconds = f"{timing['seconds']:.1f} s{branch}"
                 return f"[{done}/{state.runs}] N {n:,}  D {D:,}  {loss}  {seconds}  ({config.run_id})"
-            elif kind == "failed":
-                worker.jobs.pop(unit.run_id, None)
+            elif kind == "failed" and state.failed.get(run) != event["reason"]:  # each worker says so of a refused one
                 return failed(unit, event["reason"], event["again"])
             return ""
 
@@ -235,11 +260,14 @@ def launch(
                     del pool[key.data]
                     for unit in worker.jobs.values() if code != 0 and not stopping else ():
                         show(state, died(unit, code))
-                    if stillborn[key.data] >= ATTEMPTS:
-                        log_file = folder / "logs" / f"worker-{key.data}.log"
-                        raise InputError(f"workers end before they can begin (exit code {code}); see {log_file}")
-                    if code != 0 and not stopping:
+                    if code != 0 and not stopping and stillborn[key.data] < ATTEMPTS:
                         start(key.data)
+                    elif code != 0 and not stopping:
+                        log_file = folder / "logs" / f"worker-{key.data}.log"
+                        said = f"workers end before they can begin (exit code {code}); see {log_file}"
+                        if not pool:
+                            raise InputError(said)
+                        show(state, said)
             state.seconds = time.monotonic() - started
             show(state, "")
             if stopping and told_stop is None:
@@ -248,7 +276,10 @@ def launch(
                 for worker in pool.values():
                     worker.process.terminate()
             if told_stop is not None and time.monotonic() - told_stop > GRACE_SECONDS:
+                for worker in pool.values():
+                    worker.process.kill()
                 break
+        log.write(time.monotonic() - started)
         count_finished()  # those that another launcher trained
         if stopping and len(counted) + len(state.failed) < state.runs:
             raise SystemExit(EXIT_PREEMPTED)
@@ -257,7 +288,7 @@ def launch(
 
 def write_launch(sweep: Sweep, folder: Path, execution: Execution, sharing: bool = True) -> dict[str, Unit]:
     """Writes what workers read, plan.json and execution.json; the units by run id, in the order of the sweep."""
-    units = plan(sweep.runs, sharing)
+    units = plan_in(folder, sweep.runs, sharing)
     write_atomically(folder / "execution.json", json.dumps(dataclasses.asdict(execution)) + "\n")
     write_plan(folder, units, uuid.uuid4().hex[:12])
     return {unit.run_id: unit for unit in units}
@@ -265,18 +296,27 @@ def write_launch(sweep: Sweep, folder: Path, execution: Execution, sharing: bool
 
 @dataclass
 class Launches:
-    """launches.json: the wall-clock seconds of each launch that trained something, so that a report can add them up."""
+    """launches.json: the wall-clock seconds of each launch, so that a report can add them up. Of no weight: what cannot
+    be read or written is left out.
+    """
 
     path: Path
     earlier: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.path.exists():
-            with contextlib.suppress(InputError):
-                self.earlier = read_json(self.path).get("seconds", [])
+        self.earlier = seconds_of(self.path)
 
     def write(self, seconds: float) -> None:
-        write_atomically(self.path, canonical_json({"seconds": [*self.earlier, round(seconds, 3)]}))
+        with contextlib.suppress(OSError):
+            write_atomically(self.path, canonical_json({"seconds": [*self.earlier, round(seconds, 3)]}))
+
+
+def seconds_of(launches: Path) -> list[float]:
+    """What is kept of the launches, in a file that may be missing or damaged."""
+    with contextlib.suppress(InputError):
+        said = read_json(launches).get("seconds")
+        return [s for s in said if isinstance(s, int | float)] if isinstance(said, list) else []
+    return []
 
 
 def placements(workers: int | None, runs: int) -> list[dict[str, str]]:
@@ -333,7 +373,13 @@ def start_worker(folder: Path, place: dict[str, str], log: Path) -> subprocess.P
 
 
 def end_all(pool: dict[int, Worker]) -> None:
+    """Lets workers that are left save and leave, then ends them."""
     for worker in pool.values():
+        worker.process.terminate()
+    end = time.monotonic() + (GRACE_SECONDS if pool else 0.0)
+    for worker in pool.values():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(max(0.0, end - time.monotonic()))
         worker.process.kill()
         worker.process.wait()
         worker.process.stdout.close()

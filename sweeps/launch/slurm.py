@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -69,26 +70,29 @@ def launch(
     if not wait:
         return now
     try:
-        return follow(folder, lambda: still_queued(jobs), show)
+        end = follow(folder, lambda: still_queued(jobs), show)
+        if end.left:
+            show(f"no job is left; what they said is in {folder / 'logs' / 'slurm'}")
+        return end
     except KeyboardInterrupt:
         show(f"no longer following; the jobs go on (end them with: scancel {' '.join(array_ids(jobs))})")
         return standing(folder)
 
 
 def import_submitit() -> Any:
+    """Raises InputError where submitit or Slurm's own commands are missing: to be asked before anything is written."""
     try:
         import submitit
     except ImportError:
         raise InputError("--on slurm: submitit is not installed; pip install 'scaling-laws[slurm]'") from None
+    if shutil.which("srun") is None:
+        raise InputError("--on slurm: srun is not found; launch from a login node of the cluster")
     return submitit
 
 
 def submit(submitit: Any, work: "Work", folder: Path, placement: Placement, workers: int) -> list[str]:
     """The ids of the submitted jobs, such as 17_0. Raises InputError where the cluster refuses them."""
-    try:
-        executor = submitit.SlurmExecutor(folder / "logs" / "slurm", max_num_timeout=placement.requeues)
-    except RuntimeError:
-        raise InputError("--on slurm: srun is not found; launch from a login node of the cluster") from None
+    executor = submitit.SlurmExecutor(folder / "logs" / "slurm", max_num_timeout=placement.requeues)
     executor.update_parameters(**sbatch_parameters(folder.name, placement))
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the error says it as well
@@ -96,9 +100,16 @@ def submit(submitit: Any, work: "Work", folder: Path, placement: Placement, work
     except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.UncompletedJobError) as error:
         for task in (folder / "logs" / "slurm").glob(f"{'?' * 32}.pkl"):  # of submitit, for the jobs that are not to be
             task.unlink()
-        said = (str(error).strip().splitlines() or ["no reason given"])[-1].removeprefix("sbatch: error: ")
-        raise InputError(f"--on slurm: the cluster refuses the jobs ({said})") from None
+        raise InputError(f"--on slurm: the cluster refuses the jobs ({reason_of(str(error))})") from None
     return [job.job_id for job in jobs]
+
+
+def reason_of(error: str) -> str:
+    """What sbatch said, without what it says each time."""
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in error.strip().splitlines()]
+    said = [line for line in lines if line.strip() and not line.startswith("Try ")]
+    marked = [line for line in said if f"sbatch: {line}" in error or f"sbatch: error: {line}" in error]
+    return "; ".join(marked or said[-1:]) or "no reason given"
 
 
 def sbatch_parameters(name: str, placement: Placement) -> dict[str, Any]:

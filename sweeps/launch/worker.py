@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,29 +87,34 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
     from scaling.hosts import agree
     from scaling.train import Preempted, first_host
 
-    launch, units = read_plan(folder)
-    queue, leases = Queue(folder, launch, units), Leases()
+    queue, leases = Queue(folder, *read_plan(folder)), Leases()
     while True:
+        queue.refresh()
         with contextlib.ExitStack() as stack:
             chosen, held = NOTHING, None
             if first_host():
                 chosen, held = (LATER, None) if stop() else queue.choose(stack, leases)
-            chosen = int(agree(chosen)[0, 0])
+                for run, reason in queue.newly_refused():
+                    tell_failure(run, reason)
+                    say("failed", run=run, reason=reason, again=False)
+            choices = agree(chosen, queue.number)
+            chosen = int(choices[0, 0])
             if agree(stop())[:, 0].any():
                 return EXIT_PREEMPTED
             if chosen == NOTHING:
                 return 0
-            if chosen == LATER:
+            # Or hosts that do not all see the newest plan yet.
+            if chosen == LATER or len(set(choices[:, 1])) > 1:
                 time.sleep(POLL_SECONDS)
                 continue
-            team = [(units[chosen], held)]
+            team = [(queue.units[chosen], held)]
             if swarming(execution):
-                team += queue.peers(units[chosen], stack, leases)
+                team += queue.peers(queue.units[chosen], stack, leases)
             attempts = {unit.run_id: queue.attempts(unit) for unit, _ in team}
             for run, count in attempts.items():
                 say("begin", run=run, attempts=count)
             try:
-                for result in trained(team, units, queue, execution, say, stop):
+                for result in trained(team, queue, execution, say, stop):
                     run, timing, device = result["run"], result["timing"], result["where"]["device"]
                     queue.over.add(run)
                     fields = {"status": result["status"], "loss": result["loss"], "timing": timing, "device": device}
@@ -118,24 +124,29 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
                     say("preempted", run=run)
             except Busy as lost:  # another worker took the run over while this one was silent
                 say("note", run=team[0][0].run_id, text=str(lost))
+                for run in attempts:
+                    say("preempted", run=run)
             except Exception as error:  # one run's failure is reported and leaves the others alone
                 again = not isinstance(error, InputError)
                 reason = f"{type(error).__name__}: {error}".splitlines()[0] if again else str(error)
                 if again:
                     traceback.print_exc()
                 for unit, _ in team:
-                    run = unit.run_id
-                    # `scaling status` finds the log of a failed run by this line.
-                    print(f"run {run} failed: {reason}", file=sys.stderr, flush=True)
+                    run, tried = unit.run_id, attempts[unit.run_id] + 1
+                    tell_failure(run, reason)
                     # Bad input does not mend by trying again, but in a swarm it may be another member's.
-                    tried = attempts[run] + 1 if again or len(team) > 1 else ATTEMPTS
-                    queue.failed(unit, reason, tried)
-                    say("failed", run=run, reason=reason, again=tried < ATTEMPTS)
+                    final = tried >= ATTEMPTS or (not again and len(team) == 1)
+                    queue.failed(unit, reason, tried, final)
+                    say("failed", run=run, reason=reason, again=not final)
+
+
+def tell_failure(run: str, reason: str) -> None:
+    """`scaling status` finds the log of a failed run by this line."""
+    print(f"run {run} failed: {reason}", file=sys.stderr, flush=True)
 
 
 def trained(
     team: Sequence[tuple[Unit, Held | None]],
-    units: Sequence[Unit],
     queue: "Queue",
     execution: Execution,
     say: Callable[..., None],
@@ -155,7 +166,7 @@ def trained(
         Member(
             unit.config,
             queue.run(unit.run_id),
-            Sharing(unit.saves, tuple((queue.run(r), n) for r, n in sources(unit, units))),
+            Sharing(unit.saves, tuple((queue.run(r), n) for r, n in sources(unit, queue.units))),
             held,
         )
         for unit, held in team
@@ -180,11 +191,37 @@ class Queue:
     """The runs of a sweep's folder, as one worker sees them."""
 
     def __init__(self, folder: Path, launch: str, units: Sequence[Unit]) -> None:
-        self.folder, self.launch, self.units = folder, launch, units
-        self.by_id = {unit.run_id: unit for unit in units}
-        self.order = sorted(range(len(units)), key=lambda i: -units[i].flops)
+        self.folder = folder
         self.over: set[str] = set()  # runs that have a result
         self.compiled: set[tuple] = set()  # shapes whose programs this worker has ready
+        self.refused: dict[str, str] = {}  # runs whose folder this worker cannot use, and why
+        self.told: set[str] = set()  # of those
+        self.read = plan_state(folder)
+        self.take(launch, units)
+
+    def take(self, launch: str, units: Sequence[Unit]) -> None:
+        self.launch, self.units = launch, tuple(units)
+        self.by_id = {unit.run_id: unit for unit in units}
+        self.order = sorted(range(len(units)), key=lambda i: -units[i].flops)
+        #: equal on hosts that number the runs alike; small, as hosts tell each other whole numbers below 2^24
+        self.number = zlib.crc32(" ".join(self.by_id).encode()) % 2**24
+
+    def refresh(self) -> None:
+        """Takes over what another launch has added to the plan since; runs that it no longer has stay in the queue."""
+        state = plan_state(self.folder)
+        if state == self.read:
+            return
+        with contextlib.suppress(InputError):  # removed or damaged: the plan at hand is still good
+            launch, units = read_plan(self.folder)
+            named = {unit.run_id for unit in units}
+            self.take(launch, [*units, *(unit for unit in self.units if unit.run_id not in named)])
+        self.read = state
+
+    def newly_refused(self) -> list[tuple[str, str]]:
+        """(run, reason) of the refused runs that were not asked for before."""
+        new = [(run, reason) for run, reason in self.refused.items() if run not in self.told]
+        self.told.update(self.refused)
+        return new
 
     def run(self, run_id: str) -> Path:
         return self.folder / "runs" / run_id
@@ -200,12 +237,18 @@ class Queue:
                 continue
             waiting = True
             memory = training_bytes(unit.config.model, unit.config.batch_size, unit.config.data.seq_len)
-            if self.ready(unit) and self.fits(memory):
-                with contextlib.suppress(Busy):
-                    held = stack.enter_context(lease(self.run(unit.run_id), leases=leases, memory=memory))
-                    if not self.finished(unit.run_id):  # by another, before it let go
-                        self.compiled.add(shape(unit))
-                        return i, held
+            if not self.ready(unit) or not self.fits(memory):
+                continue
+            try:
+                held = stack.enter_context(lease(self.run(unit.run_id), leases=leases, memory=memory))
+            except Busy:
+                continue
+            except OSError as error:  # this run's folder is at fault, or the disk: the others may still be trained
+                self.refused[unit.run_id] = f"its folder cannot be used: {error}"
+                continue
+            if not self.finished(unit.run_id):  # by another, before it let go
+                self.compiled.add(shape(unit))
+                return i, held
         return LATER if waiting else NOTHING, None
 
     def loads(self, i: int) -> bool:
@@ -225,7 +268,7 @@ class Queue:
             if len(found) == room or not alike or not untried or other is unit or self.finished(other.run_id):
                 continue
             if self.ready(other):
-                with contextlib.suppress(Busy):
+                with contextlib.suppress(Busy, OSError):
                     found.append((other, stack.enter_context(lease(self.run(other.run_id), leases=leases))))
         return found
 
@@ -238,32 +281,47 @@ class Queue:
         return others == 0 or memory + others <= MEMORY_SHARE * HOST_MEMORY
 
     def finished(self, run_id: str) -> bool:
-        if run_id not in self.over and (self.run(run_id) / "result.json").exists():
+        # os.path, unlike Path, says no where a folder cannot be looked into.
+        if run_id not in self.over and os.path.exists(self.run(run_id) / "result.json"):
             self.over.add(run_id)
         return run_id in self.over
 
     def ready(self, unit: Unit) -> bool:
         """Whether the state that it begins from is kept, or will never be."""
-        if unit.after is None or (self.run(unit.after) / "branches" / str(unit.at)).is_dir():
+        if unit.after is None or os.path.isdir(self.run(unit.after) / "branches" / str(unit.at)):
             return True
         return self.finished(unit.after) or self.given_up(self.by_id[unit.after])
 
     def given_up(self, unit: Unit) -> bool:
-        return self.attempts(unit) >= ATTEMPTS
+        said = self.failure(unit)
+        return unit.run_id in self.refused or bool(said.get("final")) or int(said.get("attempts", 0)) >= ATTEMPTS
 
     def attempts(self, unit: Unit) -> int:
         """How often this launch tried the run in vain."""
+        return int(self.failure(unit).get("attempts", 0))
+
+    def failure(self, unit: Unit) -> dict[str, Any]:
+        """What failed.json says of this launch; nothing where it is of another."""
         path = self.run(unit.run_id) / "failed.json"
         try:
-            said = read_json(path) if path.exists() else {}
+            said = read_json(path) if os.path.exists(path) else {}
         except InputError:
-            return 0
-        return int(said.get("attempts", 0)) if said.get("launch") == self.launch else 0
+            return {}
+        return said if said.get("launch") == self.launch else {}
 
-    def failed(self, unit: Unit, reason: str, attempts: int) -> None:
-        record = {"reason": reason, "attempts": attempts, "launch": self.launch}
+    def failed(self, unit: Unit, reason: str, attempts: int, final: bool = False) -> None:
+        """Keeps that the run failed. `final`: trying again in this launch would not help."""
+        record = {"reason": reason, "attempts": attempts, "launch": self.launch} | ({"final": True} if final else {})
         self.run(unit.run_id).mkdir(parents=True, exist_ok=True)
         write_atomically(self.run(unit.run_id) / "failed.json", canonical_json(record))
+
+
+def plan_state(folder: Path) -> tuple[int, int] | None:
+    """Changes whenever plan.json is written anew; None where it is not there."""
+    with contextlib.suppress(OSError):
+        found = os.stat(folder / "plan.json")
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def shape(unit: Unit) -> tuple:

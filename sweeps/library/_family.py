@@ -29,7 +29,7 @@ def models(n: Sequence[float], dial: float = 1) -> list[ModelConfig]:
     """The rung nearest to each n_compute of `n` times sqrt(dial). Raises InputError where two of them fall together."""
     found = [rung(size * math.sqrt(dial)) for size in n]
     if len(set(found)) < len(found):
-        raise InputError(f"dial = {dial:g}: two sizes of the sweep become one model; take a larger dial")
+        raise InputError(f"dial = {dial:g}: two sizes of the sweep become one model; take another dial")
     return found
 
 

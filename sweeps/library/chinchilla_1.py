@@ -6,7 +6,7 @@ scaling allocate fit.json --flops 1e12 --runs runs/chinchilla_1      (the paragr
 A size's curve is read at horizons that were each cooled down: along the trunk itself the loss still holds the noise of
 its learning rate. Hoffmann et al. trained each size under four cosine lengths for the same reason.
 
-Cost: 3.163e12 FLOPs of 5.702e12, 157 s on two CPU cores that did other work too. Result: N* ~ C^a with a 0.477 [0.238,
+Cost: 3.163e12 FLOPs of 5.702e12, 67 s on two CPU cores (after --dry-run). Result: N* ~ C^a with a 0.477 [0.238,
 0.712], four of five bins accepted; by the law chosen for the same runs (Kaplan's joint form) 0.476 [0.446, 0.505].
 """
 

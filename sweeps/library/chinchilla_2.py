@@ -5,7 +5,7 @@ scaling allocate fit.json --flops 1e12 --runs runs/chinchilla_2      (the paragr
 
 Budgets are counted FLOPs. A slice keeps the sizes between 6 and 300 tokens per parameter, about its optimum.
 
-Cost: 1.965e12 FLOPs of 3.045e12, 89 s on two CPU cores that did other work too. Result: all four slices accepted,
+Cost: 1.965e12 FLOPs of 3.045e12, 52 s on two CPU cores (after --dry-run). Result: all four slices accepted,
 N* ~ C^a with a 0.557 [0.488, 0.628] by parabola, 0.616 [0.533, 0.730] by spline; the law of the same runs says 0.477
 [0.416, 0.532] with C = 6ND.
 """

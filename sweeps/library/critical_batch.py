@@ -7,7 +7,7 @@ several horizons, at a learning rate in the square root of the batch (Malladi et
 a target are interpolated between them. Merrill et al. (2505.23971) branch one trunk into the batch sizes instead, which
 measures the critical batch at that point of training; these are whole runs, so this is the one of all of training.
 
-Cost: 1.617e12 FLOPs of 2.581e12, 68 s on two CPU cores that did other work too. Result: S_min 260 steps to a loss of
+Cost: 1.617e12 FLOPs of 2.581e12, 45 s on two CPU cores (after --dry-run). Result: S_min 260 steps to a loss of
 1.765, B_crit 1,606 tokens [1,147, 2,285]. Below that loss large batches do relatively better: at 2e6 tokens, batch 8
 (1,024 tokens) has the lowest loss.
 """
@@ -73,7 +73,18 @@ def critical_batch(frame: pd.DataFrame, target: float | None = None) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
     from sweeps.table import table
 
-    print(critical_batch(table(Path(sys.argv[1])), *map(float, sys.argv[2:3])))
+    try:
+        if len(arguments) not in (1, 2):
+            raise InputError("usage: python -m sweeps.library.critical_batch DIR [LOSS], of a sweep and a target")
+        print(critical_batch(table(Path(arguments[0])), *map(float, arguments[1:])))
+    except ValueError as error:  # the InputError of models and of analysis, and a loss that is no number
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

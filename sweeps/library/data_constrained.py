@@ -5,7 +5,7 @@ scaling sweep data_constrained && scaling fit runs/data_constrained --law data_c
 Each run may see only `data.unique_tokens` of the corpus, a random choice of its windows, and goes over them up to 16
 times. Horizons over the same tokens share a trunk.
 
-Cost: 2.643e12 FLOPs of 4.153e12, 83 s on two CPU cores that did other work too. Result: repeats are nearly as good as
+Cost: 2.643e12 FLOPs of 4.153e12, 52 s on two CPU cores (after --dry-run). Result: repeats are nearly as good as
 new text. At 27,120 parameters, 2e6 tokens and one learning rate, 8 and 16 epochs give 1.467 and 1.486 nats; without
 repeats chinchilla_3 gives 1.462. R_D 44 [14, 1e4 (its bound)] and R_N 9.2 [1.0, 1e4] say only that: these runs do not
 pin them down.

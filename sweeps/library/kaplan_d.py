@@ -4,7 +4,7 @@ scaling sweep kaplan_d && scaling fit runs/kaplan_d --law saturating --input x=t
 
 All horizons branch from one trunk.
 
-Cost: 1.405e12 FLOPs of 3.074e12, 25 s on two CPU cores that did other work too. Result: L = E + a D^-c with E 1.198
+Cost: 1.405e12 FLOPs of 3.074e12, 22 s on two CPU cores (after --dry-run). Result: L = E + a D^-c with E 1.198
 [1.158, 1.236] and c 0.678 [0.592, 0.783], scatter 0.26 %.
 """
 

@@ -2,7 +2,7 @@
 
 scaling sweep kaplan_n && scaling fit runs/kaplan_n --law saturating --input x=n_compute
 
-Cost: 2.193e12 FLOPs, 47 s on two CPU cores that did other work too. Result: L = E + a N^-c with E 1.212 [1.119, 1.279]
+Cost: 2.193e12 FLOPs, 41 s on two CPU cores (after --dry-run). Result: L = E + a N^-c with E 1.212 [1.119, 1.279]
 and c 0.682 [0.550, 0.833], scatter 0.63 %.
 """
 

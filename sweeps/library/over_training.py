@@ -5,7 +5,7 @@ scaling sweep over_training && scaling report runs/over_training --law over_trai
 The runs of the two largest M are held out: does the law fitted near the optimum still hold where small models are
 trained long, because they are cheap to serve?
 
-Cost: 9.494e11 FLOPs of 1.724e12, 51 s on two CPU cores that did other work too. Result: eta 0.204 [0.128, 0.312]; the
+Cost: 9.494e11 FLOPs of 1.724e12, 25 s on two CPU cores (after --dry-run). Result: eta 0.204 [0.128, 0.312]; the
 six held-out runs are predicted to 0.51 % on average, all in their 90 % intervals (Chinchilla 1.41 %, 3 of 6).
 """
 

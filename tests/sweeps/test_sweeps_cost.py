@@ -19,8 +19,8 @@ from sweeps.cost import (
     START_SECONDS,
     Job,
     Known,
-    dry_run,
     dry_run_json,
+    dry_run_text,
     interpolated,
     remember_speed,
     schedule_seconds,
@@ -130,7 +130,7 @@ def test_a_dry_run_adds_up():
     at = plan(runs)[1].at
     assert at == int(0.8 * short.steps)
     known = Known(2)
-    result = dry_run_json(runs, 2)
+    result = dry_run_json(plan(runs), 2, known=known)
     spent = long.flops + other.flops + short.flops * (short.steps - at) / short.steps
     assert result["flops_wanted"] == sum(run.flops for run in runs)
     assert result["flops_spent"] == pytest.approx(spent, rel=1e-12)
@@ -139,24 +139,28 @@ def test_a_dry_run_adds_up():
     branch = known.steps_seconds(short, short.steps - at) + RUN_SECONDS + LOAD_SHARE * COMPILE_SECONDS
     assert result["seconds"] == pytest.approx(START_SECONDS + max(min(trunk, beside) + branch, trunk, beside), abs=0.06)
     assert not result["measured"]
-    alone = dry_run_json(runs, 2, sharing=False)
+    alone = dry_run_json(plan(runs, sharing=False), 2, known=known)
     assert (alone["flops_spent"], alone["flops_shared"]) == (result["flops_wanted"], 0.0)
-    text = dry_run(runs, 2)
+    text = dry_run_text(result)
     assert f"from step {at}" in text
     assert "not measured on this machine" in text
     assert f"{result['flops_shared']:.4g} shared" in text
-    done = dry_run_json(runs, 2, {run.run_id for run in runs})
+    done = dry_run_json(plan(runs), 2, {run.run_id for run in runs}, known)
     assert done["seconds"] == 0.0
     assert done["flops_wanted"] == result["flops_wanted"]
+    unknown = dry_run_json(plan(runs), 2)
+    assert (unknown["seconds"], unknown["measured"]) == (None, False)
+    assert unknown["flops_spent"] == result["flops_spent"]
+    assert dry_run_text(unknown, "no clock here").endswith("no clock here")
 
 
 def test_programs_that_lie_in_the_cache_are_not_compiled_again():
     run = config()
-    before = dry_run_json([run], 1)["seconds"]
+    before = dry_run_json(plan([run]), 1, known=Known(1))["seconds"]
     compilation_cache().mkdir()
     reference = cost.interpolated(cost.REFERENCE, run.counts.n_compute)
     remember_speed(run, run.flops / run.steps / reference, "cpu", 1)
-    after = dry_run_json([run], 1)["seconds"]
+    after = dry_run_json(plan([run]), 1, known=Known(1))["seconds"]
     assert before - after == pytest.approx((1 - LOAD_SHARE) * COMPILE_SECONDS, abs=0.11)
 
 
@@ -186,7 +190,7 @@ def test_measuring_trains_short_runs_and_remembers(corpus, monkeypatch):
     assert len(speeds) == 4
     assert all(s.run_seconds > 0 and s.start_seconds > 0 for s in speeds)
     assert sum(s.compile_seconds is not None for s in speeds) == 2
-    assert dry_run_json(runs, 2, known=known)["measured"]
+    assert dry_run_json(plan(runs), 2, known=known)["measured"]
     assert [p.name for p in cache_root().glob("measure-*")] == []
     monkeypatch.setattr(measure, "measured", None)  # what is known is not measured again
     measure.measure_missing(runs, places)

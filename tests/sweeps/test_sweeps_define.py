@@ -8,7 +8,7 @@ import pytest
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.run import OptimConfig, RunConfig
-from sweeps.cost import dry_run, duration
+from sweeps.cost import Known, dry_run_json, dry_run_text, duration
 from sweeps.define import (
     Sweep,
     configure,
@@ -25,6 +25,7 @@ from sweeps.define import (
     union,
     where,
 )
+from sweeps.execute import plan
 from sweeps.hyperparameters import PowerRule
 
 
@@ -264,6 +265,22 @@ def test_the_dial_is_handed_on_and_checked(tmp_path):
         load_sweep("quickstart", 2)
 
 
+def test_what_is_used_up_at_the_first_time_is_no_axis():
+    for make in (grid, lambda axes: product(grid({"n": [1e4, 2e4]}), axes)):
+        with pytest.raises(InputError, match=r"axis 'seed' = <generator .* expected a list of values"):
+            make({"seed": (s for s in range(2))})
+    with pytest.raises(InputError, match="isoflop: budgets"):
+        isoflop((b for b in [1e10]), {"n": [1e4]})
+
+
+def test_a_definition_may_import_its_neighbours(tmp_path):
+    (tmp_path / "my_sizes.py").write_text("SIZES = [1e4, 2e4]\n")
+    path = tmp_path / "mine.py"
+    code = "from my_sizes import SIZES\nfrom sweeps.define import Sweep, grid\n"
+    path.write_text(code + 'def sweep():\n    return Sweep(grid({"n": SIZES, "tokens": [1e5]}))\n')
+    assert len(load_sweep(str(path))[1].runs) == 2
+
+
 def test_unknown_names_offer_the_nearest():
     with pytest.raises(InputError, match="did you mean 'quickstart'"):
         load_sweep("quickstrat")
@@ -273,7 +290,7 @@ def test_unknown_names_offer_the_nearest():
 
 def test_dry_run_shows_each_run_and_the_total():
     runs = grid({"n": [2e4, 4e4], "tokens": [1e5, 2e5]})
-    text = dry_run(runs, workers=2, finished={runs[0].run_id})
+    text = dry_run_text(dry_run_json(plan(runs), 2, {runs[0].run_id}, Known(2)))
     for config in runs:
         (line,) = [line for line in text.splitlines() if config.run_id in line]
         for part in (f"{config.counts.n_compute:,}", f"{config.trained_tokens:,}", f"{config.steps:,}", "MiB"):

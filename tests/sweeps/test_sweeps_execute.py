@@ -7,7 +7,7 @@ import pytest
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.run import OptimConfig, RunConfig, ScheduleConfig
-from sweeps.execute import common_steps, ledger, plan, read_plan, sources, write_plan
+from sweeps.execute import common_steps, ledger, plan, plan_in, read_plan, sources, write_plan
 
 STEP = 8 * 128
 BASE = RunConfig(model=ModelConfig(d_model=16, n_layers=1, n_heads=1), schedule=ScheduleConfig(warmup_tokens=10 * STEP))
@@ -76,6 +76,26 @@ def test_a_longer_run_added_later_finds_the_old_trunk():
     new = plan(horizons(1000, 2000, 4000))
     assert (old[1].run_id, 1600) in sources(new[2], new)
     assert 1600 in old[1].saves
+
+
+def test_a_trunk_that_has_passed_leaves_what_it_kept(tmp_path):
+    """The trunk ended before the shorter run was wanted, and kept its state at 800 of the 1,600 steps both share."""
+    short, middle, long = horizons(1000, 2000, 4000)
+
+    def at() -> list[int]:
+        return [unit.at for unit in plan_in(tmp_path, [short, middle, long])]
+
+    assert at() == [800, 1600, 0]
+    trunk = tmp_path / "runs" / long.run_id
+    (trunk / "checkpoints" / "1500").mkdir(parents=True)
+    assert at() == [0, 1600, 0]  # past 800, and 1,600 is still to come
+    (trunk / "branches" / "800").mkdir(parents=True)
+    (trunk / "result.json").write_text("{}")
+    units = plan_in(tmp_path, [short, middle, long])
+    assert [(unit.after, unit.at) for unit in units] == [(long.run_id, 800), (long.run_id, 800), (None, 0)]
+    (tmp_path / "runs" / short.run_id / "branches" / "900").mkdir(parents=True)  # no run shares 900 steps with that
+    assert at() == [800, 800, 0]
+    assert [unit.at for unit in plan_in(tmp_path, [short, middle, long], sharing=False)] == [0, 0, 0]
 
 
 def test_a_plan_is_read_back(tmp_path):

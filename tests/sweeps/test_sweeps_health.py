@@ -113,6 +113,15 @@ def test_health_of_a_folder_names_the_size_that_is_out_of_line(tmp_path):
     assert "untuned: N" in health_line(found)
 
 
+def test_a_loss_curve_that_is_damaged_is_named(tmp_path):
+    curves, _ = ladder(30_001, False)
+    for curve, d_model in zip(curves, (16, 24, 36, 56, 84, 128), strict=True):
+        write_run(tmp_path, config_of(d_model), curve.loss, curve.final)
+    (tmp_path / "runs" / config_of(56).run_id / "curve.parquet").write_bytes(b"no parquet")
+    found = health(tmp_path)
+    assert found["reason"].str.contains("missing or damaged").tolist() == [False, False, False, True, False, False]
+
+
 def test_an_optimum_at_the_edge_of_the_grid_is_untuned(tmp_path):
     for d_model, best in ((16, 0.02), (32, 0.0025)):
         for lr in (0.005, 0.01, 0.02, 0.04):

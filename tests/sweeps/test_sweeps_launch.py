@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from processes import DEFINITION, finish, start, wait_for, workers_of
 from models.errors import InputError
 from scaling.run import RunConfig, write_atomically
 from sweeps.define import load_sweep
+from sweeps.execute import plan, write_plan
 from sweeps.launch import local
 from sweeps.table import table
 
@@ -63,6 +66,38 @@ def test_failures_are_told_and_leave_the_others_alone(definition, tmp_path):
     assert (state.finished, list(state.failed)) == (3, [broken.name])
     assert "move the folder away and launch again" in state.failed[broken.name]
     assert sum("trying again" in line for line in lines) == 0, "bad input does not mend by trying again"
+
+
+def test_a_run_whose_folder_cannot_be_used_leaves_the_others_alone(definition, tmp_path):
+    """A file stands where the run's folder should be: nothing can be leased, nor a failure kept."""
+    _, sweep = load_sweep(str(definition))
+    out = tmp_path / "out"
+    local.prepare("tiny", sweep, out)
+    dearest = max(sweep.runs, key=lambda config: config.flops).run_id
+    (out / "runs" / dearest).write_text("in the way")
+    state = local.launch(sweep, out, workers=2)
+    assert (state.finished, list(state.failed)) == (3, [dearest])
+    assert "its folder cannot be used: [Errno 17]" in state.failed[dearest]
+
+
+@pytest.mark.slow
+def test_a_worker_takes_what_another_launch_adds(definition, undisturbed, tmp_path):
+    """And keeps what that one leaves out; so runs added while Slurm's jobs run are trained by them."""
+    _, sweep = load_sweep(str(definition))
+    out = tmp_path / "out"
+    local.prepare("tiny", sweep, out)
+    units = plan(sweep.runs)
+    write_atomically(out / "execution.json", "{}")
+    first = max(units, key=lambda unit: unit.flops)
+    write_plan(out, [first], "one")
+    worker = subprocess.Popen([sys.executable, "-m", "sweeps.launch.worker", str(out), "--cores", "0"])
+    try:
+        wait_for((out / "runs" / first.run_id / "config.json").exists)
+        write_plan(out, [unit for unit in units if unit is not first], "two")
+        assert worker.wait(120) == 0
+    finally:
+        worker.kill()
+    pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
 
 
 def test_a_sweep_is_checked_before_anything_is_made(definition, tmp_path, corpus):

@@ -59,7 +59,7 @@ def test_the_dial_multiplies_compute(name):
 def test_a_dial_beyond_the_corpus_says_what_to_do():
     with pytest.raises(InputError, match=r"holds .* training tokens; .*--repeat .*, or take a larger corpus"):
         local.check(load_sweep("kaplan_n", 1000)[1])
-    with pytest.raises(InputError, match="take a larger dial"):
+    with pytest.raises(InputError, match="take another dial"):
         load_sweep("chinchilla_3", 0.01)
 
 
@@ -118,5 +118,7 @@ def test_a_planted_critical_batch_is_found():
     steps, batch = (line for line in text.splitlines() if line.startswith(("S_min", "B_crit")))
     assert float(steps.split()[2]) == pytest.approx(1000, rel=0.01)
     assert float(batch.split()[2]) == pytest.approx(1500, rel=0.01)
+    assert critical_batch.main([]) == 2
+    assert critical_batch.main(["no such folder"]) == 2
     with pytest.raises(InputError, match="0 batch sizes reach it"):
         critical_batch.critical_batch(planted(1500.0, 1000.0), target=0.1)

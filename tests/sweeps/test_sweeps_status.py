@@ -9,10 +9,12 @@ import sys
 import pytest
 
 from models.config import ModelConfig
+from models.errors import InputError
 from scaling.cli import main
 from scaling.run import RunConfig, write_atomically
 from sweeps import status as status_module
 from sweeps.execute import plan, write_plan
+from sweeps.launch import slurm
 from sweeps.status import status_text, sweep_status, watch, watch_here
 
 
@@ -255,6 +257,24 @@ def test_watch_sees_the_end_and_waits_for_another_attempt(tmp_path, held, capsys
     watch_here(folder, as_json=True)
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["done"] == 2
+
+
+def test_jobs_that_wait_are_no_reason_to_launch_again(tmp_path, held, monkeypatch):
+    folder, _ = sweep_folder(tmp_path / "s", RUNS[:2])
+    assert "launch the sweep again" in status_text(sweep_status(folder))
+    (folder / "slurm.json").write_text('{"jobs": ["7_0", "7_1"]}')
+    monkeypatch.setattr(slurm, "queued", lambda: {"7_1", "8"})
+    status = sweep_status(folder)
+    assert status["jobs"] == 1
+    assert "nobody is at work yet: 1 Slurm jobs wait or start" in status_text(status)
+    monkeypatch.setattr(slurm, "queued", set)
+    assert "launch the sweep again" in status_text(sweep_status(folder))
+
+    def fails():
+        raise InputError("--on slurm: squeue fails (no controller)")
+
+    monkeypatch.setattr(slurm, "queued", fails)
+    assert "note: whether jobs wait is not known: squeue fails (no controller)" in status_text(sweep_status(folder))
 
 
 def test_the_command_needs_no_jax(tmp_path):
