@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,15 +45,23 @@ def launch(
         return now
     with contextlib.ExitStack() as stack:
         connect(ray, placement, stack)
-        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
+        asked = threading.Event()  # an exception could come up within Ray, and be lost there
+        for number in (signal.SIGTERM, signal.SIGINT):
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: asked.set()))
         if lacking := lacks(placement, ray.cluster_resources()):
             show(f"the cluster has not enough {lacking} for a worker; waiting for a node that has")
         task = ray.remote(attend).options(**options(placement))
         environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
         work = list(command or worker_command(folder))
         tasks = [task.remote(folder, work, environment) for _ in range(workers_wanted(placement, now.left))]
+
+        def alive() -> int:
+            if asked.is_set():
+                raise KeyboardInterrupt
+            return len(tasks) - len(ended(ray, tasks))
+
         try:
-            end = follow(folder, lambda: len(tasks) - len(ended(ray, tasks)), show, every=1.0)
+            end = follow(folder, alive, show, every=1.0)
         except KeyboardInterrupt:
             show("stopping: workers save their state; launch again to continue")
             stop(ray, tasks)
