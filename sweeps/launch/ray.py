@@ -110,6 +110,8 @@ def lacks(placement: Placement, total: dict[str, float]) -> str:
 def attend(folder: Path, command: list[str], environment: dict[str, str]) -> int:
     """The task: a worker as a child process, so that what it does to signals and to JAX is its own affair."""
     os.environ.update(environment)
+    # Ray cancels by an interrupt, which is lost where a cluster was started in the background, with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     log = folder / "logs" / f"ray-{socket.gethostname()}-{os.getpid()}.log"
     log.parent.mkdir(exist_ok=True)
     worker = Attended(folder, command, log)
