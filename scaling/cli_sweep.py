@@ -175,9 +175,16 @@ def cmd_tune(argv: list[str]) -> int:
         found = {args.parametrization: found[args.parametrization]}
     if args.out and len(found) > 1:
         fail(f"--out {args.out}: {len(found)} rules, one a parametrisation; choose with --parametrization")
+    failed = 0
     for name, runs in found.items():
-        tuned = tune(runs, args.folder.name)
-        print(f"{name}:\n{tuned.text}\n" if len(found) > 1 else tuned.text)
+        try:
+            tuned = tune(runs, args.folder.name)
+            print(f"{name}:\n{tuned.text}\n" if len(found) > 1 else tuned.text)
+        except InputError as error:
+            failed += 1
+            if failed == len(found):
+                raise
+            print(f"{name}:\nnote: {error}\n")
     if args.out:
         save(tuned, args.out)
         print(f"rule: {args.out}")

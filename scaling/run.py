@@ -287,9 +287,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 # What costs least where a file of a run or a sweep is damaged.
-REMEDIES = {"result.json": "remove it and launch again"} | dict.fromkeys(
-    ("sweep.json", "plan.json", "execution.json"), "launch the sweep again, which writes it anew"
-)
+REMEDIES = {
+    "result.json": "remove it and launch again",
+    "slurm.json": "remove it",
+    "coordinates.json": "remove it",
+} | dict.fromkeys(("sweep.json", "plan.json", "execution.json"), "launch the sweep again, which writes it anew")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -314,22 +314,14 @@ def load_sweep(name: str, dial: float | None = None) -> tuple[str, Sweep]:
         spec = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        neighbours = str(path.resolve().parent)
-
-        def execute() -> None:
-            """With the files beside it importable, as for a script."""
-            sys.path.insert(0, neighbours)
-            try:
-                spec.loader.exec_module(module)
-            finally:
-                sys.path.remove(neighbours)
-
-        short = path.stem
+        short, execute = path.stem, lambda: spec.loader.exec_module(module)
     else:
         if name not in library():
             hint, names = did_you_mean(name, library()), ", ".join(library())
             raise InputError(f"sweep {name!r}: no such sweep{hint} (there are {names}, or give a FILE.py)")
         module, short, execute = importlib.import_module(f"sweeps.library.{name}"), name, lambda: None
+    beside = str(Path(name).resolve().parent)
+    sys.path.insert(0, beside)  # the files beside a definition can be imported, as by a script
     try:
         execute()
         if not callable(getattr(module, "sweep", None)):
@@ -341,6 +333,8 @@ def load_sweep(name: str, dial: float | None = None) -> tuple[str, Sweep]:
         raise InputError(f"{name}: {error}" if name not in str(error) else str(error)) from None
     except (Exception, SystemExit) as error:
         raise InputError(f"sweep file {name!r}: failed with {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.remove(beside)
     if not isinstance(sweep, Sweep):
         raise InputError(f"sweep file {name!r}: sweep() returned {type(sweep).__name__}, expected a Sweep")
     return short, sweep

@@ -89,9 +89,8 @@ def plan_in(folder: Path, runs: Sequence[RunConfig], sharing: bool = True) -> tu
     found = []
     for unit in units:
         if unit.after is not None and passed(unit):
-            starts = [(step, run) for run, common in sources(unit, units) for step in kept(run) if 0 < step <= common]
-            at, after = max(starts, default=(0, None))
-            unit = dataclasses.replace(unit, after=after, at=at)
+            starts = [step for run, common in sources(unit, units) for step in kept(run) if 0 < step <= common]
+            unit = dataclasses.replace(unit, after=None, at=max(starts, default=0))  # it is there: none to wait for
         found.append(unit)
     return tuple(found)
 

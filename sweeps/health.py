@@ -143,6 +143,10 @@ def coordinates_text(folder: Path) -> str:
     """What `coordinates` found, a line a parametrisation; "" where it was not asked for."""
     lines = []
     for parametrization, kept in read_json(folder / COORDINATES).items() if (folder / COORDINATES).exists() else ():
+        if not isinstance(kept, dict) or not kept.get("slopes"):
+            return (
+                "coordinate check: coordinates.json is of another version; scaling health DIR --coordinates writes it"
+            )
         worst = max(kept["slopes"], key=lambda name: abs(kept["slopes"][name]))
         slope = kept["slopes"][worst]
         says = "learning rates carry over" if abs(slope) < FLAT else "a learning rate does not carry over between sizes"

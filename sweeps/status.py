@@ -48,6 +48,7 @@ def sweep_status(folder: Path, workers: int = 0) -> dict[str, Any]:
     if unknown:
         notes.append(f"FLOPs of {unknown} runs are not counted: their configuration is not here")
     number = Counter(run["status"] for run in runs)
+    idle = not number["running"] and bool(number["waiting"] or number["failed"])
     counted = {f"flops_{what}": total(runs, f"flops_{what}") for what in ("spent", "shared", "left")}
     return {
         "folder": str(folder),
@@ -58,7 +59,7 @@ def sweep_status(folder: Path, workers: int = 0) -> dict[str, Any]:
         **counted,
         "tokens_per_second": total(runs, "tokens_per_second"),
         "seconds_left": seconds_left(runs, workers),
-        "jobs": None if number["running"] else waiting_jobs(folder, notes),
+        "jobs": waiting_jobs(folder, notes) if idle else None,
         "forecast": add_forecasts(runs, sweep.get("law")),
         "notes": notes,
         "runs": [{k: v for k, v in run.items() if k != "pace"} for run in runs],

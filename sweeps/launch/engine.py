@@ -144,9 +144,11 @@ class Attended:
             from sweeps.execute import read_plan
             from sweeps.launch.worker import Queue
 
-            queue = Queue(self.folder, *read_plan(self.folder))
-            for run, before in self.doing.items():
-                queue.failed(queue.by_id[run], reason, before + 1)
+            with contextlib.suppress(InputError):  # a damaged plan: the next worker says so
+                queue = Queue(self.folder, *read_plan(self.folder))
+                for run, before in self.doing.items():
+                    if run in queue.by_id:  # the newest plan may have dropped it
+                        queue.failed(queue.by_id[run], reason, before + 1)
 
 
 def send(child: subprocess.Popen, number: int) -> None:

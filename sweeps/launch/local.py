@@ -94,7 +94,8 @@ def prepare(name: str, sweep: Sweep, folder: Path) -> None:
 def named_runs(folder: Path) -> set[str]:
     """The ids of the runs that the sweep in `folder` has so far; none where there is no sweep, or a damaged one."""
     with contextlib.suppress(InputError):
-        return {str(run) for run in read_json(folder / "sweep.json").get("runs", ())}
+        runs = read_json(folder / "sweep.json").get("runs")
+        return {str(run) for run in runs} if isinstance(runs, list) else set()
     return set()
 
 
@@ -119,12 +120,6 @@ def check(sweep: Sweep) -> dict[str, str]:
             read_runs(planned.assign(status="finished", loss=1.0), holdout=sweep.holdout)
         except ValueError as error:  # the InputError of analysis, which knows it as an option
             raise InputError(str(error).replace("--holdout", "holdout")) from None
-    hooks = {config.optim for config in sweep.runs if ":" in config.optim.name}
-    if hooks:
-        from scaling.optim import make_direction  # JAX, which the launcher does without else
-
-        for optim in hooks:
-            make_direction(optim)
     return corpora
 
 

@@ -46,8 +46,14 @@ def launch(
     with contextlib.ExitStack() as stack:
         connect(ray, placement, stack)
         asked = threading.Event()  # an exception could come up within Ray, and be lost there
+
+        def ask(*_: object) -> None:
+            if asked.is_set():  # asked twice: leave now
+                raise KeyboardInterrupt
+            asked.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            stack.callback(signal.signal, number, signal.signal(number, lambda *_: asked.set()))
+            stack.callback(signal.signal, number, signal.signal(number, ask))
         if lacking := lacks(placement, ray.cluster_resources()):
             show(f"the cluster has not enough {lacking} for a worker; waiting for a node that has")
         task = ray.remote(attend).options(**options(placement))

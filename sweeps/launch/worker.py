@@ -27,6 +27,7 @@ from models.errors import InputError
 from models.sizing import training_bytes
 from scaling.lease import Busy, Held, Leases, holder, lease
 from scaling.run import Execution, canonical_json, read_json, write_atomically
+from sweeps.cost import shape_key
 from sweeps.execute import Unit, read_plan, sources
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped on request, state saved, the same command continues
@@ -104,8 +105,11 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
             if chosen == NOTHING:
                 return 0
             # Or hosts that do not all see the newest plan yet.
-            if chosen == LATER or len(set(choices[:, 1])) > 1:
+            apart = len(set(choices[:, 1])) > 1
+            if chosen == LATER or apart:
                 time.sleep(POLL_SECONDS)
+                if apart:
+                    queue.reread()
                 continue
             team = [(queue.units[chosen], held)]
             if swarming(execution):
@@ -193,18 +197,18 @@ class Queue:
     def __init__(self, folder: Path, launch: str, units: Sequence[Unit]) -> None:
         self.folder = folder
         self.over: set[str] = set()  # runs that have a result
-        self.compiled: set[tuple] = set()  # shapes whose programs this worker has ready
-        self.refused: dict[str, str] = {}  # runs whose folder this worker cannot use, and why
-        self.told: set[str] = set()  # of those
-        self.read = plan_state(folder)
+        self.compiled: set = set()  # shapes whose programs this worker has ready
+        self.refused: dict[str, list[str]] = {}  # why a run's folder could not be used, at each try
+        self.told: set[str] = set()  # runs that were given up for it
+        self.read: tuple[int, int] | None = None  # the state of the plan last read here
         self.take(launch, units)
 
     def take(self, launch: str, units: Sequence[Unit]) -> None:
         self.launch, self.units = launch, tuple(units)
         self.by_id = {unit.run_id: unit for unit in units}
         self.order = sorted(range(len(units)), key=lambda i: -units[i].flops)
-        #: equal on hosts that number the runs alike; small, as hosts tell each other whole numbers below 2^24
-        self.number = zlib.crc32(" ".join(self.by_id).encode()) % 2**24
+        #: equal on hosts that follow one plan; small, as hosts tell each other whole numbers below 2^24
+        self.number = zlib.crc32(" ".join([launch, *self.by_id]).encode()) % 2**24
 
     def refresh(self) -> None:
         """Takes over what another launch has added to the plan since; runs that it no longer has stay in the queue."""
@@ -217,11 +221,19 @@ class Queue:
             self.take(launch, [*units, *(unit for unit in self.units if unit.run_id not in named)])
         self.read = state
 
+    def reread(self) -> None:
+        """Follows the plan as it is now and nothing else: for hosts that have seen different ones."""
+        with contextlib.suppress(InputError):
+            self.take(*read_plan(self.folder))
+
     def newly_refused(self) -> list[tuple[str, str]]:
-        """(run, reason) of the refused runs that were not asked for before."""
-        new = [(run, reason) for run, reason in self.refused.items() if run not in self.told]
-        self.told.update(self.refused)
-        return new
+        """(run, reason) of the runs given up, as their folder cannot be used, since this was last asked."""
+        new = [run for run, tries in self.refused.items() if len(tries) >= ATTEMPTS and run not in self.told]
+        self.told.update(new)
+        for run in new:
+            with contextlib.suppress(OSError):  # the folder may not hold this either
+                self.failed(self.by_id[run], self.refused[run][-1], len(self.refused[run]), final=True)
+        return [(run, self.refused[run][-1]) for run in new]
 
     def run(self, run_id: str) -> Path:
         return self.folder / "runs" / run_id
@@ -237,24 +249,24 @@ class Queue:
                 continue
             waiting = True
             memory = training_bytes(unit.config.model, unit.config.batch_size, unit.config.data.seq_len)
-            if not self.ready(unit) or not self.fits(memory):
-                continue
             try:
+                if not self.ready(unit) or not self.fits(memory):
+                    continue
                 held = stack.enter_context(lease(self.run(unit.run_id), leases=leases, memory=memory))
             except Busy:
                 continue
             except OSError as error:  # this run's folder is at fault, or the disk: the others may still be trained
-                self.refused[unit.run_id] = f"its folder cannot be used: {error}"
+                self.refused.setdefault(unit.run_id, []).append(f"its folder cannot be used: {error}")
                 continue
             if not self.finished(unit.run_id):  # by another, before it let go
-                self.compiled.add(shape(unit))
+                self.compiled.add(shape_key(unit.config))
                 return i, held
         return LATER if waiting else NOTHING, None
 
     def loads(self, i: int) -> bool:
         """Whether a unit, short as a branch is, would have this worker load a program for it: better another's."""
         unit = self.units[i]
-        return unit.after is not None and shape(unit) not in self.compiled
+        return unit.after is not None and shape_key(unit.config) not in self.compiled
 
     def peers(self, unit: Unit, stack: contextlib.ExitStack, leases: Leases) -> list[tuple[Unit, Held]]:
         """Units of the shape and length of `unit` that are ready, each held until `stack` ends: as many as fit."""
@@ -294,7 +306,8 @@ class Queue:
 
     def given_up(self, unit: Unit) -> bool:
         said = self.failure(unit)
-        return unit.run_id in self.refused or bool(said.get("final")) or int(said.get("attempts", 0)) >= ATTEMPTS
+        tries = max(len(self.refused.get(unit.run_id, ())), int(said.get("attempts", 0)))
+        return bool(said.get("final")) or tries >= ATTEMPTS
 
     def attempts(self, unit: Unit) -> int:
         """How often this launch tried the run in vain."""
@@ -322,11 +335,6 @@ def plan_state(folder: Path) -> tuple[int, int] | None:
         found = os.stat(folder / "plan.json")
         return found.st_ino, found.st_mtime_ns
     return None
-
-
-def shape(unit: Unit) -> tuple:
-    """Equal for runs of one compiled program, all else alike."""
-    return unit.config.model, unit.config.batch_size, unit.config.data.seq_len
 
 
 def die_with(parent: int) -> None:

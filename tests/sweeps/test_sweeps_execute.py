@@ -92,7 +92,7 @@ def test_a_trunk_that_has_passed_leaves_what_it_kept(tmp_path):
     (trunk / "branches" / "800").mkdir(parents=True)
     (trunk / "result.json").write_text("{}")
     units = plan_in(tmp_path, [short, middle, long])
-    assert [(unit.after, unit.at) for unit in units] == [(long.run_id, 800), (long.run_id, 800), (None, 0)]
+    assert [(unit.after, unit.at) for unit in units] == [(long.run_id, 800), (None, 800), (None, 0)]
     (tmp_path / "runs" / short.run_id / "branches" / "900").mkdir(parents=True)  # no run shares 900 steps with that
     assert at() == [800, 800, 0]
     assert [unit.at for unit in plan_in(tmp_path, [short, middle, long], sharing=False)] == [0, 0, 0]

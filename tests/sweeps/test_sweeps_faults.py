@@ -48,7 +48,7 @@ def test_killed_at_ten_random_moments_the_table_is_the_same(definition, undistur
             if process.poll() is not None:
                 break
             kills += 1
-            within_training += bool(progress_of(out))
+            within_training += bool(saved(out))
             if i + 1 == len(moments):
                 kill(process, workers=rng.random() < 0.5)
             elif victims := workers_of(process.pid):

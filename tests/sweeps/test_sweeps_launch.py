@@ -88,12 +88,12 @@ def test_a_worker_takes_what_another_launch_adds(definition, undisturbed, tmp_pa
     local.prepare("tiny", sweep, out)
     units = plan(sweep.runs)
     write_atomically(out / "execution.json", "{}")
-    first = max(units, key=lambda unit: unit.flops)
-    write_plan(out, [first], "one")
+    first, left_out = sorted((unit for unit in units if unit.after is None), key=lambda unit: -unit.flops)
+    write_plan(out, [first, left_out], "one")
     worker = subprocess.Popen([sys.executable, "-m", "sweeps.launch.worker", str(out), "--cores", "0"])
     try:
         wait_for((out / "runs" / first.run_id / "config.json").exists)
-        write_plan(out, [unit for unit in units if unit is not first], "two")
+        write_plan(out, [unit for unit in units if unit is not left_out], "two")
         assert worker.wait(120) == 0
     finally:
         worker.kill()
