@@ -1,9 +1,10 @@
 """A worker process: `python -m sweeps.launch.worker DIR` trains runs of the sweep in DIR until nothing is left to do.
 
 The sweep's folder is the queue. Every engine (local, Slurm, Ray) only supplies such processes, on as many machines as
-share the folder: each takes the dearest run that is ready and that nobody holds, trains it, and looks again. A worker
-lives on from run to run, so imports and compiled programs are paid for once. What happens is written to standard output
-as JSON lines; everything that libraries print goes to standard error.
+share the folder: each takes a run that is ready and that nobody holds, the dearest first but branches rather where
+their program is loaded, trains it, and looks again. A worker lives on from run to run, so imports and compiled programs
+are paid for once. What happens is written to standard output as JSON lines; everything that libraries print goes to
+standard error.
 """
 
 import argparse
