@@ -33,8 +33,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@printf '%s\n' "$(CURDIR)" > $(STAMP)
 
 quickstart: $(STAMP)
-	@$(BIN)/python -m scaling.cli sweep quickstart
-	@$(BIN)/python -m scaling.cli report runs/quickstart
+	@$(BIN)/python -m sweeps.cli sweep quickstart
+	@$(BIN)/python -m sweeps.cli report runs/quickstart
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest

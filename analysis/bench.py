@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.backtest import backtest
 from analysis.errors import InputError
-from analysis.fit import fit
-from analysis.laws import LAWS, SINGLE
-from analysis.published import PUBLISHED
+from analysis.fitting.fit import fit
+from analysis.forecast.backtest import backtest
+from analysis.forecast.select import choose_law
+from analysis.laws.forms import LAWS, SINGLE
+from analysis.laws.published import PUBLISHED
 from analysis.runs import Runs, read_runs
-from analysis.select import choose_law
-from analysis.uncertainty import bootstrap
+from analysis.uncertainty.bootstrap import bootstrap
 
 # Lowest objectives known of the 42 fits, in the order of `fits()`: `python -m analysis.bench` looks for them from 800
 # scattered starts a fit; two that a fit found lower by itself are kept.
@@ -210,8 +210,8 @@ def many_curves():
 
 def search_longer(starts: int = 800, seed: int = 1) -> list[float]:
     """The lowest objective of each of the 42 fits from many scattered starts: how BEST_KNOWN was found."""
-    from analysis.fit import Model, _scatter, centred, search
-    from analysis.optimise import minimise
+    from analysis.fitting.fit import Model, _scatter, centred, search
+    from analysis.fitting.optimise import minimise
 
     lowest = []
     for name, runs, law, delta in fits():

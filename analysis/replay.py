@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.bench import chinchilla_runs, public
-from analysis.curves import evaluate, fit_curves
-from analysis.fit import fit
+from analysis.curves.fit import evaluate, fit_curves
+from analysis.curves.schedules import read_curve
+from analysis.fitting.fit import fit
+from analysis.fitting.target import fit_for_target
 from analysis.runs import Runs, read_runs
-from analysis.schedules import read_curve
-from analysis.target import fit_for_target
-from analysis.uncertainty import bootstrap, predict_interval
+from analysis.uncertainty.bootstrap import bootstrap, predict_interval
 
 FITTED_CURVES = ("cosine_24000", "constant_24000", "wsdcon_9")
 

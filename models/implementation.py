@@ -23,7 +23,7 @@ def on_one_device(function: Callable, in_axes: Any, out_axes: Any) -> Callable:
 
 @dataclass(frozen=True)
 class Implementation:
-    """Raises InputError for an unknown choice. `scaling/sharding.py` gives `constrain` and `per_device` for a mesh."""
+    """Raises InputError for an unknown choice. `constrain` and `per_device` of a mesh: scaling/engine/sharding.py."""
 
     attention: str = "plain"  #: plain; blocked (skips what the causal mask hides); cudnn (GPU); splash (TPU)
     layers: str = "unrolled"  #: unrolled, or scanned: one compiled layer, over weights stacked within the step

@@ -3,7 +3,7 @@
 Pre-norm RMSNorm, rotary positions, grouped-query attention with QK-norm, SwiGLU / GELU / squared ReLU. Layers have
 weight arrays of their own whether they are computed unrolled or in a scan, so that parameters, optimiser state and
 checkpoints are the same for both. Nothing here knows a mesh: every parameter carries logical axis names,
-`scaling/sharding.py` maps those onto devices, and how things are computed stands in an `Implementation`.
+`scaling/engine/sharding.py` maps those onto devices, and how things are computed stands in an `Implementation`.
 
 Letters: B batch, T time, D model width, F feed-forward width, H query heads, G key/value heads, J query heads per
 key/value head, K head width, V vocabulary, L layers.

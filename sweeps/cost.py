@@ -14,11 +14,12 @@ from collections.abc import Collection, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from analysis.text import text_table
 from models.sizing import shape, training_bytes
+from scaling.config import RunConfig, canonical_json
 from scaling.data.cache import cache_root
-from scaling.run import RunConfig, canonical_json
-from scaling.runtime import compilation_cache, processor
-from sweeps.execute import Unit, ledger
+from scaling.engine.runtime import compilation_cache, processor
+from sweeps.plan import Unit, ledger
 
 # Assumed where nothing was measured: (n_compute, FLOP/s of one core), from the quickstart's runs on a 2.4 GHz AMD EPYC
 # (Zen 3), flops / steps / timing.seconds_per_step of their result.json. Larger models run faster.
@@ -66,7 +67,7 @@ def regime(config: RunConfig) -> str:
 
 
 def shape_key(config: RunConfig) -> str:
-    """Runs of equal keys share their compiled programs (scaling.program.program_for)."""
+    """Runs of equal keys share their compiled programs (scaling.engine.program.program_for)."""
     fields = config.to_dict()
     parts = (fields["model"], config.batch_size, config.data.seq_len, config.dtype, config.optim.name)
     return canonical_json({"shape": list(parts)})
@@ -306,18 +307,7 @@ def dry_run_text(result: dict[str, Any], note: str = "") -> str:
     source = "measured here" if result["measured"] else "a guess: not measured on this machine"
     workers = result["workers"]
     time = note if note else f"about {duration(result['seconds'])} on {workers} workers ({source})"
-    return f"{align([header, *rows])}\nFLOPs: {flops}\ntotal: {count}, {result['flops_wanted']:.4g} FLOPs, {time}"
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of strings as aligned columns, the first two to the left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return f"{text_table([header, *rows])}\nFLOPs: {flops}\ntotal: {count}, {result['flops_wanted']:.4g} FLOPs, {time}"
 
 
 def duration(seconds: float) -> str:

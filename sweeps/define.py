@@ -24,12 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.text import text_table
 from models.config import ModelConfig, replace
-from models.errors import InputError
+from models.errors import InputError, did_you_mean
 from models.sizing import flops_per_token, for_size
-from scaling.data.hints import did_you_mean
-from scaling.run import RunConfig
-from sweeps.cost import align
+from scaling.config import RunConfig
 
 Runs = tuple[RunConfig, ...]
 Rule = Callable[[RunConfig], RunConfig]
@@ -173,7 +172,7 @@ def table_text(runs: Iterable[RunConfig]) -> str:
         n, d = config.counts.n_compute, config.trained_tokens
         shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (values[path][i] for path in differ)]
         rows.append([config.run_id, f"{n:,}", f"{d:,}", f"{d / n:.3g}", f"{config.flops:.3g}", *shown])
-    return align(rows)
+    return text_table(rows)
 
 
 def cells(

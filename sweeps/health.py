@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.text import text_table
 from models.errors import InputError
-from scaling.run import read_config, read_json, write_atomically
-from sweeps.cost import align
+from scaling.folder import read_config, read_json, write_atomically
 from sweeps.table import run_folders, table
 from sweeps.tuning import optimum
 
@@ -121,7 +121,7 @@ def coordinates(folder: Path | str) -> dict:
 
     Raises InputError for fewer than three widths and fewer than three depths.
     """
-    from scaling.coordinates import changes_over, slopes  # JAX, which the other checks do without
+    from scaling.engine.coordinates import changes_over, slopes  # JAX, which the other checks do without
 
     folder = Path(folder)
     sizes: dict[str, dict] = {}
@@ -252,7 +252,7 @@ def health_text(found: pd.DataFrame) -> str:
     for r in found.itertuples():
         numbers = ["-" if math.isnan(v) else f"{v:.1f}" for v in (r.collapse, r.final, r.score)]
         rows.append([labels[r.Index], r.verdict, r.lr, *numbers, r.reason])
-    return "Tuning of each size (distance from the other sizes, in their own scatter)\n" + align(rows)
+    return "Tuning of each size (distance from the other sizes, in their own scatter)\n" + text_table(rows)
 
 
 def labelled(found: pd.DataFrame, number: str) -> pd.Series:

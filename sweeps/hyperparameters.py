@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.errors import InputError
+from models.errors import InputError, did_you_mean
 from models.sizing import flops_per_token
-from scaling.data.hints import did_you_mean
-from scaling.run import RunConfig, read_json, write_atomically
+from scaling.config import RunConfig
+from scaling.folder import read_json, write_atomically
 
 FAR = 10.0  # how far outside its range a rule of our own may be used in silence: to be used above it is its purpose
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
+from scaling.config import RunConfig
 from scaling.data.cache import cache_root
-from scaling.run import RunConfig
 from sweeps.cost import Known, ratio, regime, remember_speed, shape_key
 
 SHAPES = 4  # of one regime: the smallest, the largest, and two between
@@ -120,13 +120,13 @@ def main() -> None:
     os.dup2(2, 1)
     if job["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in job["cores"].split(",")})
-    from scaling.run import Execution
-    from scaling.runtime import set_up_jax
+    from scaling.engine.runtime import set_up_jax
+    from scaling.execution import Execution
 
     set_up_jax()
     import jax
 
-    from scaling.train import train
+    from scaling.engine.loop import train
 
     jax.devices()
     start_seconds = time.time() - job["began"]

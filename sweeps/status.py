@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.text import text_table
 from models.errors import InputError
-from scaling.run import RunConfig, read_config, read_json, read_result
-from sweeps.cost import Job, align, duration, interpolated, schedule_seconds
-from sweeps.execute import Unit, read_plan
+from scaling.config import RunConfig
+from scaling.folder import read_config, read_json, read_result
+from sweeps.cost import Job, duration, interpolated, schedule_seconds
+from sweeps.plan import Unit, read_plan
 from sweeps.table import is_held, read_progress, run_folders
 
 STATES = ("running", "failed", "damaged", "waiting", "diverged", "finished")
@@ -295,7 +297,7 @@ def fitted(rows: tuple[tuple[float, float, float], ...], law: str):
     """The LawFit to (n_compute, tokens, loss) of the finished runs; kept from look to look."""
     import pandas as pd
 
-    from analysis.fit import fit
+    from analysis.fitting.fit import fit
     from analysis.runs import read_runs
 
     frame = pd.DataFrame(rows, columns=["n_compute", "tokens", "loss"])
@@ -332,7 +334,7 @@ def status_text(status: dict[str, Any]) -> str:
             lines += [f"    {line}" for line in run.get("log", ())]
             lines += [f"    {run['remedy']}"] if "remedy" in run else []
     header = ["run", "status", "N", "D", "step", "loss", "forecast", "left"]
-    lines += ["", align([header, *(row_of(run) for run in runs)])]
+    lines += ["", text_table([header, *(row_of(run) for run in runs)])]
     return "\n".join(lines)
 
 

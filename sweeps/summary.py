@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis.plots import figure_compute, figure_predicted, figure_tokens
-from analysis.report import text_report, write_report
-from analysis.study import Study
-from scaling.run import read_json, write_atomically
+from analysis.report.findings import Study
+from analysis.report.page import text_report, write_report
+from analysis.report.plots import figure_compute, figure_predicted, figure_tokens
+from scaling.folder import read_json, write_atomically
 from sweeps.cost import duration
 from sweeps.health import coordinates_text, health, health_line, health_text
 from sweeps.launch.local import seconds_of

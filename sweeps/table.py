@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from models.errors import InputError
-from scaling.lease import holder
-from scaling.run import RunConfig, read_config, read_json, read_result
+from scaling.config import RunConfig
+from scaling.engine.lease import holder
+from scaling.folder import read_config, read_json, read_result
 
 COLUMNS = [
     "run", "status", "n_nonembedding", "n_compute", "n_total", "tokens", "unique_tokens", "flops", "flops_6nd",

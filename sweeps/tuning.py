@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.text import text_table
 from models.errors import InputError
-from sweeps.cost import align
 from sweeps.hyperparameters import GridRule, PowerRule, save_rule
 
 LEVEL = 0.9  # of the ellipses
@@ -270,7 +270,7 @@ def ellipse_text(found: list[Ellipse]) -> str:
         within = [f"x/ {f:.2f}" if f < 1e3 else "-" for f in (e.lr_factor, e.batch_factor)]
         cells = [f"{e.n:,.0f}", f"{e.d:,.0f}", f"{e.lr:.4g}", within[0], f"{e.batch:,.0f}", within[1]]
         rows.append([*cells, f"{e.loss:.4f}", e.problem])
-    return align(rows)
+    return text_table(rows)
 
 
 def grid_text(rule: GridRule, scatter: dict[str, float]) -> str:
@@ -298,7 +298,7 @@ def power_text(rule: PowerRule, found: pd.DataFrame, scatter: float) -> str:
         for r in found.itertuples()
     ]
     return (
-        f"{align(rows)}\n"
+        f"{text_table(rows)}\n"
         f"rule: lr = {rule.c:.4g} (N/1e5)^{rule.p:.3f} (D/1e6)^{rule.q:.3f} at batch {rule.batch_size}; "
         f"scatter of the optima about it: x{math.exp(scatter):.2f}\n"
         f"PowerRule(c={rule.c:.4g}, p={rule.p:.3f}, q={rule.q:.3f}, batch_size={rule.batch_size}, "

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.cli import COMMANDS, main
+from sweeps.cli.main import COMMANDS, main
 from sweeps.define import load_sweep
 
 
@@ -38,7 +38,7 @@ def test_every_command_explains_itself_with_an_example(name, capsys):
 
 def test_help_imports_nothing_heavy():
     """What keeps --help fast; the time itself is not tested."""
-    code = "import sys; from scaling.cli import main; main(['--help']); print(sorted(sys.modules))"
+    code = "import sys; from sweeps.cli.main import main; main(['--help']); print(sorted(sys.modules))"
     text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert all(name in text for name in COMMANDS)
     loaded = text.splitlines()[-1]
@@ -165,7 +165,7 @@ def test_dry_run_trains_nothing(capsys, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_train_stops_on_sigterm_with_a_code_of_its_own(corpus, tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "scaling.cli", "train", "--data.source", corpus, "--data.valid-fraction", "0.1"]
+    command = [sys.executable, "-m", "sweeps.cli", "train", "--data.source", corpus, "--data.valid-fraction", "0.1"]
     command += ["--data.seq-len", "32", "--n", "1e4", "--tokens", "4e6", "--repeat", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + 120
@@ -186,7 +186,7 @@ def test_from_a_definition_to_a_report(corpus, tmp_path, capsys):
     """The whole house on a small corpus: sweep, status, fit, predict, report, with the files they promise."""
     (tmp_path / "mine.py").write_text(
         "from models.config import ModelConfig\n"
-        "from scaling.run import DataConfig, RunConfig\n"
+        "from scaling.config import DataConfig, RunConfig\n"
         "from sweeps.define import Sweep, grid\n"
         "def sweep():\n"
         f"    data = DataConfig(source={corpus!r}, seq_len=32, valid_fraction=0.1, repeat=True)\n"
@@ -196,7 +196,7 @@ def test_from_a_definition_to_a_report(corpus, tmp_path, capsys):
         "    return Sweep(runs, holdout=f'flops > {max(r.flops for r in runs) / 4}')\n"
     )
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "scaling.cli", "sweep", str(tmp_path / "mine.py"), "--out", str(out)]
+    command = [sys.executable, "-m", "sweeps.cli", "sweep", str(tmp_path / "mine.py"), "--out", str(out)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert main(["status", str(out)]) == 0
     assert "16 finished" in capsys.readouterr().out

@@ -17,9 +17,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from models.errors import InputError
+from models.errors import InputError, did_you_mean
 from scaling.data.cache import cache_root, locked
-from scaling.data.hints import did_you_mean
 from scaling.data.tokenizers import clean
 
 SUFFIXES = (".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz")

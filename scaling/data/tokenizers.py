@@ -12,8 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from models.errors import InputError
-from scaling.data.hints import did_you_mean
+from models.errors import InputError, did_you_mean
 
 END_OF_DOCUMENT = 0
 SMALLEST_BPE = 257  # the end of a document and the 256 byte values

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import InputError
-from scaling.hosts import EXIT_PREEMPTED, end_with_parent
-from scaling.run import read_json, read_result
+from scaling.engine.hosts import EXIT_PREEMPTED, end_with_parent
+from scaling.folder import read_json, read_result
 from sweeps.launch.placement import Placement
 
 EXIT_INPUT = 2  # the worker's word for bad input: another start would end the same way
@@ -141,8 +141,8 @@ class Attended:
 
     def count_attempt(self, reason: str) -> None:
         if self.doing:
-            from sweeps.execute import read_plan
             from sweeps.launch.worker import Queue
+            from sweeps.plan import read_plan
 
             with contextlib.suppress(InputError):  # a damaged plan: the next worker says so
                 queue = Queue(self.folder, *read_plan(self.folder))

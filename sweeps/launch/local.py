@@ -24,21 +24,14 @@ from pathlib import Path
 import pandas as pd
 
 from models.errors import InputError
+from scaling.config import canonical_json, check_fits
 from scaling.data.store import open_store
-from scaling.run import (
-    Execution,
-    canonical_json,
-    check_fits,
-    check_run_folder,
-    holds_only,
-    read_json,
-    read_result,
-    write_atomically,
-)
+from scaling.execution import Execution
+from scaling.folder import check_run_folder, holds_only, read_json, read_result, write_atomically
 from sweeps.cost import remember_speed
 from sweeps.define import Sweep
-from sweeps.execute import Unit, plan_in, read_plan, write_plan
 from sweeps.launch.worker import ATTEMPTS, EXIT_PREEMPTED, Queue
+from sweeps.plan import Unit, plan_in, read_plan, write_plan
 from sweeps.table import planned_row
 
 GRACE_SECONDS = 60.0  # for workers to save and leave, before they are ended
@@ -101,7 +94,7 @@ def named_runs(folder: Path) -> set[str]:
 
 def check(sweep: Sweep) -> dict[str, str]:
     """The key of each run's corpus, by run id. Raises InputError where a run, the hold-out or the law cannot work."""
-    from analysis.laws import law_named
+    from analysis.laws.forms import law_named
     from analysis.runs import read_runs
 
     stores = {}

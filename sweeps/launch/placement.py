@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.errors import InputError
-from scaling.data.hints import did_you_mean
+from models.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Placement:
     gpus: int = 0  #: of each node
     cpus: int = 1  #: of each node
     memory_gib: float | None = None  #: of each node; None: the cluster's default
-    mesh: str = ""  #: of a run, such as "fsdp=8" (scaling/sharding.py)
+    mesh: str = ""  #: of a run, such as "fsdp=8" (scaling/engine/sharding.py)
     requeues: int = 10  #: times that a worker is started again after its time is up or its node is lost
     minutes: int = 60  #: time limit of a worker (slurm)
     notice: int = 90  #: seconds before the time limit at which the worker saves and leaves (slurm)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
-from scaling.hosts import EXIT_PREEMPTED
+from scaling.engine.hosts import EXIT_PREEMPTED
 from sweeps.launch.engine import Attended, Standing, follow, standing, worker_command, workers_wanted
 from sweeps.launch.placement import Placement
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
-from scaling.run import read_json, write_atomically
+from scaling.folder import read_json, write_atomically
 from sweeps.launch.engine import (
     EXIT_INPUT,
     STARTS,

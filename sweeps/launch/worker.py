@@ -26,10 +26,12 @@ from typing import Any
 
 from models.errors import InputError
 from models.sizing import training_bytes
-from scaling.lease import Busy, Held, Leases, holder, lease
-from scaling.run import Execution, canonical_json, read_json, write_atomically
+from scaling.config import canonical_json
+from scaling.engine.lease import Busy, Held, Leases, holder, lease
+from scaling.execution import Execution
+from scaling.folder import read_json, write_atomically
 from sweeps.cost import shape_key
-from sweeps.execute import Unit, read_plan, sources
+from sweeps.plan import Unit, read_plan, sources
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped on request, state saved, the same command continues
 ATTEMPTS = (
@@ -62,9 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in args.cores.split(",")})
 
-    from scaling import hosts
-    from scaling.run import mesh_sizes
-    from scaling.runtime import set_up_jax
+    from scaling.engine import hosts
+    from scaling.engine.runtime import set_up_jax
+    from scaling.execution import mesh_sizes
 
     execution = Execution(**read_json(args.folder / "execution.json"))
     together = hosts.detected(os.environ)
@@ -86,8 +88,8 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
     Events said: begin, note, progress, done, failed; each with `run`. Of several hosts that train together, the first
     chooses and the others follow.
     """
-    from scaling.hosts import agree
-    from scaling.train import Preempted, first_host
+    from scaling.engine.hosts import agree
+    from scaling.engine.loop import Preempted, first_host
 
     queue, leases = Queue(folder, *read_plan(folder)), Leases()
     while True:
@@ -158,8 +160,8 @@ def trained(
     stop: Callable[[], bool],
 ) -> list[dict[str, Any]]:
     """The results of the runs of `team`: one alone, or several of one shape as a swarm."""
-    from scaling.swarm import Member, train_swarm
-    from scaling.train import Sharing, train
+    from scaling.engine.loop import Sharing, train
+    from scaling.engine.swarm import Member, train_swarm
 
     def note(run: str, text: str) -> None:
         say("note", run=run, text=text)
@@ -271,7 +273,7 @@ class Queue:
 
     def peers(self, unit: Unit, stack: contextlib.ExitStack, leases: Leases) -> list[tuple[Unit, Held]]:
         """Units of the shape and length of `unit` that are ready, each held until `stack` ends: as many as fit."""
-        from scaling.swarm import capacity, swarm_key
+        from scaling.engine.swarm import capacity, swarm_key
 
         found: list[tuple[Unit, Held]] = []
         key, room = swarm_key(unit.config), capacity(unit.config) - 1

@@ -12,7 +12,7 @@ from itertools import chain
 from models.config import ModelConfig
 from models.errors import InputError
 from models.sizing import counts, fit_d_ff
-from scaling.run import RunConfig
+from scaling.config import RunConfig
 from sweeps.define import Runs, union
 from sweeps.library.quickstart import BASE, model
 from sweeps.library.quickstart import TUNED as RULE

@@ -10,7 +10,7 @@ N* ~ C^a with a 0.557 [0.488, 0.628] by parabola, 0.616 [0.533, 0.730] by spline
 [0.416, 0.532] with C = 6ND.
 """
 
-from scaling.run import RunConfig
+from scaling.config import RunConfig
 from sweeps.define import Sweep, isoflop
 from sweeps.library._family import base, models, tuned
 

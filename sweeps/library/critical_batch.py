@@ -53,9 +53,9 @@ def critical_batch(frame: pd.DataFrame, target: float | None = None) -> str:
     """S_min and B_crit with their intervals, as text. target: in nats; by default the middle of the losses that the
     horizons of every batch size enclose. Raises InputError where fewer than four batch sizes reach it.
     """
-    from analysis.fit import fit
+    from analysis.fitting.fit import fit
     from analysis.runs import read_runs
-    from analysis.uncertainty import bootstrap
+    from analysis.uncertainty.bootstrap import bootstrap
 
     done = frame[frame["status"] == "finished"]
     by_batch = done.groupby("batch_size")["loss"]

@@ -8,7 +8,7 @@ horizon (rule=TUNED) nothing is shared, and the mean error is 1.07 %.
 """
 
 from models.config import ModelConfig
-from scaling.run import RunConfig, ScheduleConfig
+from scaling.config import RunConfig, ScheduleConfig
 from sweeps.define import Sweep, grid
 from sweeps.hyperparameters import PowerRule
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.curve_laws import CURVE_LAWS, CurveModel
-from analysis.curves import curves_report, evaluate, figure_curves, fit_curves, load_curve_fit
+from analysis.curves.fit import curves_report, evaluate, figure_curves, fit_curves, load_curve_fit
+from analysis.curves.forms import CURVE_LAWS, CurveModel
+from analysis.curves.schedules import Curve, read_curve, schedule
 from analysis.errors import InputError
-from analysis.schedules import Curve, read_curve, schedule
 
 PUBLIC = Path(os.environ.get("SCALING_PUBLIC_DATA", Path(__file__).parents[2] / "../shared/data")) / "lr_schedules"
 SIZES, FITTED = ("25M", "100M", "400M"), ("cosine_24000", "constant_24000", "wsdcon_9")

@@ -6,19 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.allocate import allocate, excess_loss
 from analysis.bench import chinchilla_runs, public
-from analysis.checks import duplicates, outlier_note, outliers, unidentified
-from analysis.compare import by_factor, compare, laws_for
-from analysis.coverage import TRUTHS
 from analysis.errors import InputError
-from analysis.fit import default_delta, fit
-from analysis.laws import LAWS
-from analysis.multiverse import AXES, multiverse
-from analysis.profile import exponent, profile
+from analysis.fitting.checks import duplicates, outlier_note, outliers, unidentified
+from analysis.fitting.fit import default_delta, fit
+from analysis.fitting.target import fit_for_target, target_weights
+from analysis.forecast.allocate import allocate, excess_loss
+from analysis.forecast.compare import by_factor, compare, laws_for
+from analysis.forecast.multiverse import AXES, multiverse
+from analysis.laws.forms import LAWS
 from analysis.runs import read_runs
-from analysis.target import fit_for_target, target_weights
-from analysis.uncertainty import bootstrap
+from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.coverage import TRUTHS
+from analysis.uncertainty.profile import exponent, profile
 
 needs_public = pytest.mark.skipif(not public().exists(), reason="public runs are absent: set SCALING_PUBLIC_DATA")
 
@@ -250,7 +250,7 @@ def test_compare_and_backtest_tables():
     chosen, table = compare(runs, laws_for(runs, ["chinchilla", "over_training"]))
     assert chosen == "over_training"
     assert table.set_index("law").loc["over_training", "bic"] == 0.0
-    from analysis.backtest import backtest
+    from analysis.forecast.backtest import backtest
 
     tested = backtest(runs, chosen)
     factors = by_factor(tested, tested.factor)

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.coverage import TRUTHS
-from analysis.fit import fit, load_fit
-from analysis.laws import JOINT, LAWS
+from analysis.fitting.fit import fit, load_fit
+from analysis.laws.forms import JOINT, LAWS
 from analysis.runs import read_runs
-from analysis.uncertainty import bootstrap, predict_interval
+from analysis.uncertainty.bootstrap import bootstrap, predict_interval
+from analysis.uncertainty.coverage import TRUTHS
 
 PUBLIC = Path(os.environ.get("SCALING_PUBLIC_DATA", Path(__file__).parents[2] / "../shared/data"))
 

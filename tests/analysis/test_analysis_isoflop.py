@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis.errors import InputError
-from analysis.isoflop import METHODS, envelope, isoflop
+from analysis.forecast.isoflop import METHODS, envelope, isoflop
 from analysis.runs import read_runs
 
 PUBLIC = Path(os.environ.get("SCALING_PUBLIC_DATA", Path(__file__).parents[2] / "../shared/data"))

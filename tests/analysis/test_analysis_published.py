@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.errors import InputError
-from analysis.published import PUBLISHED, published, summary
+from analysis.laws.published import PUBLISHED, published, summary
 
 PUBLIC = Path(os.environ.get("SCALING_PUBLIC_DATA", Path(__file__).parents[2] / "../shared/data"))
 

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from analysis.errors import InputError
-from analysis.fit import fit, load_fit
+from analysis.fitting.fit import fit, load_fit
+from analysis.report.findings import study
 from analysis.runs import read_runs
-from analysis.study import study
 
 
 def table(**changes) -> pd.DataFrame:

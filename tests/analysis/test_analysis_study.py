@@ -10,17 +10,17 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from analysis.allocate import allocate
-from analysis.coverage import TRUTHS, measure, sweep
 from analysis.errors import InputError
-from analysis.fit import fit
-from analysis.laws import JOINT, LAWS
-from analysis.plots import figure_compute, figure_predicted, figure_tokens, to_svg
-from analysis.report import text_report, write_report
+from analysis.fitting.fit import fit
+from analysis.forecast.allocate import allocate
+from analysis.forecast.select import choose_law
+from analysis.laws.forms import JOINT, LAWS
+from analysis.report.findings import study
+from analysis.report.page import text_report, write_report
+from analysis.report.plots import figure_compute, figure_predicted, figure_tokens, to_svg
 from analysis.runs import read_runs
-from analysis.select import choose_law
-from analysis.study import study
-from analysis.uncertainty import bootstrap, predict_interval
+from analysis.uncertainty.bootstrap import bootstrap, predict_interval
+from analysis.uncertainty.coverage import TRUTHS, measure, sweep
 
 
 @pytest.fixture(scope="module")

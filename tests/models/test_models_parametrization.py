@@ -10,11 +10,12 @@ from models.config import ModelConfig, replace
 from models.errors import InputError
 from models.parametrization import Multipliers, Rule, multipliers, rule
 from models.transformer import init
-from scaling.coordinates import changes_over, depths, slopes, topics, widths
-from scaling.optim import make_direction
-from scaling.program import CHUNK_STEPS, program_for
-from scaling.run import DataConfig, Execution, OptimConfig, RunConfig
-from scaling.sharding import batch_sharding, make_mesh
+from scaling.config import DataConfig, OptimConfig, RunConfig
+from scaling.engine.coordinates import changes_over, depths, slopes, topics, widths
+from scaling.engine.optim import make_direction
+from scaling.engine.program import CHUNK_STEPS, program_for
+from scaling.engine.sharding import batch_sharding, make_mesh
+from scaling.execution import Execution
 from sweeps.define import configure
 from sweeps.health import FLAT
 

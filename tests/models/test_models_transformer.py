@@ -116,7 +116,7 @@ def test_bfloat16_compute_follows_float32():
 def test_golden_loss():
     """If this fails, the model computes something else than before: every recorded run and fit is of the old model.
 
-    Where that is meant, raise FORMAT in scaling/run.py, so that old runs keep their identity, and put the new number.
+    Where that is meant, raise FORMAT in scaling/config.py, so that old runs keep their identity; put the new number.
     """
     loss = next_token_loss(TINY, noisy(TINY), tokens())[0].mean()
     np.testing.assert_allclose(loss, GOLDEN, rtol=2e-5)

@@ -7,10 +7,10 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
+from scaling.config import DataConfig, RunConfig, check_fits
 from scaling.data.order import window_indices
 from scaling.data.store import open_store
-from scaling.run import DataConfig, RunConfig, check_fits
-from scaling.train import train
+from scaling.engine.loop import train
 from sweeps.table import planned_row
 
 

@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from models.sizing import counts, flops_per_token
-from scaling import bench
-from scaling.bench_overhead import bench_overhead, overhead_text
-from scaling.runtime import cores
+from scaling.bench import train as bench
+from scaling.bench.overhead import bench_overhead
+from scaling.engine.runtime import cores
+from sweeps.cli.bench import overhead_text, train_text
 
 
 @pytest.mark.parametrize("one", bench.CPU + bench.GPU)
@@ -33,7 +34,7 @@ def test_rates_of_processes_add_up():
     assert row["gflops"] == pytest.approx(one.flops * 150 / 1e9, abs=0.01)
     assert row["share_of_peak"] == pytest.approx(one.flops * 150 / 2e11, abs=1e-4)
     assert row["tokens_per_second"] == pytest.approx(150 * 16 * 128)
-    assert "d32 L2" in bench.bench_text([row])
+    assert "d32 L2" in train_text([row])
 
 
 def test_a_measured_row_and_its_trace(monkeypatch, tmp_path):
@@ -49,7 +50,7 @@ def test_a_measured_row_and_its_trace(monkeypatch, tmp_path):
 
 
 def test_an_accelerators_shapes_are_refused_on_a_cpu():
-    command = [sys.executable, "-m", "scaling.cli", "bench", "train", "--preset", "gpu", "--json"]
+    command = [sys.executable, "-m", "sweeps.cli", "bench", "train", "--preset", "gpu", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode == 0:  # where there is one
         assert {r["d_model"] for r in json.loads(done.stdout)} == {s.d_model for s in bench.GPU}

@@ -9,12 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.config import ModelConfig
-from scaling import train as train_module
-from scaling.checkpoint import Checkpointer
-from scaling.program import program_for
-from scaling.run import DataConfig, Execution, OptimConfig, RunConfig
-from scaling.sharding import make_mesh
-from scaling.train import Preempted, Sharing, train
+from scaling.config import DataConfig, OptimConfig, RunConfig
+from scaling.engine import loop as train_module
+from scaling.engine.checkpoint import Checkpointer
+from scaling.engine.loop import Preempted, Sharing, train
+from scaling.engine.program import program_for
+from scaling.engine.sharding import make_mesh
+from scaling.execution import Execution
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2)
 PARTED = 32  # of 40 steps, where the short run cools down

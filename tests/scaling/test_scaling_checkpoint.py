@@ -9,10 +9,10 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scaling import digest as digest_module
-from scaling.checkpoint import Checkpointer
-from scaling.digest import device_digests, digests, host_digest
-from scaling.sharding import make_mesh
+from scaling.engine import digest as digest_module
+from scaling.engine.checkpoint import Checkpointer
+from scaling.engine.digest import device_digests, digests, host_digest
+from scaling.engine.sharding import make_mesh
 
 # Where a file is damaged, orbax leaves the reads of the others unawaited.
 pytestmark = [
@@ -93,7 +93,7 @@ def test_a_change_that_decompresses_is_noticed(saved, tmp_path, monkeypatch):
     word.view(np.uint32)[5, 5] ^= 1
     changed["params"]["w"] = jnp.asarray(word)
     with monkeypatch.context() as patch:
-        patch.setattr("scaling.checkpoint.digests", lambda state: digests(state_of(7)))
+        patch.setattr("scaling.engine.checkpoint.digests", lambda state: digests(state_of(7)))
         shutil.rmtree(saved / "7")
         checkpointer = Checkpointer(saved, keep=2)
         checkpointer.save(7, changed)

@@ -13,9 +13,10 @@ import pytest
 from models.attention import fused, plain, splash
 from models.config import ModelConfig
 from models.implementation import Implementation
-from scaling.program import CHUNK_STEPS, program_for
-from scaling.run import DataConfig, Execution, OptimConfig, RunConfig
-from scaling.sharding import batch_sharding, make_mesh
+from scaling.config import DataConfig, OptimConfig, RunConfig
+from scaling.engine.program import CHUNK_STEPS, program_for
+from scaling.engine.sharding import batch_sharding, make_mesh
+from scaling.execution import Execution
 
 MODEL = ModelConfig(vocab_size=64, d_model=64, n_layers=4, n_heads=4, n_kv_heads=2, z_loss=1e-3)
 CONFIG = RunConfig(model=MODEL, data=DataConfig(seq_len=128), optim=OptimConfig(lr=1e-2), batch_size=8)
@@ -154,6 +155,6 @@ def test_golden_losses_of_a_tiny_run(reference):
     found = {step: round(float(losses[step - 1]), 5) for step in (1, 2, 4, 8)}
     assert found == pytest.approx(GOLDEN, abs=2e-4), (
         f"the losses of a run that has not changed are now {found}: the numbers of every run change with it. If that "
-        "is meant (initialisation, optimiser, loss, data order), raise FORMAT in scaling/run.py so that old runs keep "
-        "their identity, and put the new losses here; if only speed was, it is a mistake."
+        "is meant (initialisation, optimiser, loss, data order), raise FORMAT in scaling/config.py so that old runs "
+        "keep their identity, and put the new losses here; if only speed was, it is a mistake."
     )

@@ -9,11 +9,12 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling import train as train_module
-from scaling.checkpoint import Checkpointer
+from scaling.config import DataConfig, RunConfig
 from scaling.data.store import open_store
-from scaling.run import DataConfig, Execution, RunConfig
-from scaling.train import train
+from scaling.engine import loop as train_module
+from scaling.engine.checkpoint import Checkpointer
+from scaling.engine.loop import train
+from scaling.execution import Execution
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling.hosts import Hosts, detected
-from scaling.run import DataConfig, OptimConfig, RunConfig
-from scaling.train import train
+from scaling.config import DataConfig, OptimConfig, RunConfig
+from scaling.engine.hosts import Hosts, detected
+from scaling.engine.loop import train
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2)
 
@@ -45,7 +45,7 @@ def options(config: RunConfig) -> list[str]:
 
 def start(config: RunConfig, folder, port: int, process: int, *more: str, processes: int = 2, devices: int = 4):
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    command = [sys.executable, "-m", "scaling.cli", "train", *options(config), "--out", str(folder)]
+    command = [sys.executable, "-m", "sweeps.cli", "train", *options(config), "--out", str(folder)]
     command += ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process", str(process), *more]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from models.config import ModelConfig
-from scaling import lease as lease_module
-from scaling import train as train_module
-from scaling.lease import BEATS, Busy, Leases, Lost, generations, holder, lease
-from scaling.run import DataConfig, RunConfig, check_run_folder
-from scaling.train import train
+from scaling.config import DataConfig, RunConfig
+from scaling.engine import lease as lease_module
+from scaling.engine import loop as train_module
+from scaling.engine.lease import BEATS, Busy, Leases, Lost, generations, holder, lease
+from scaling.engine.loop import train
+from scaling.folder import check_run_folder
 from sweeps.table import is_held
 
 ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere", "pid": 1, "start": 1, "bytes": None}
@@ -28,8 +29,8 @@ ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere", "pid": 1, "start": 1, 
 @contextmanager
 def process(code: str, *args):
     """A process of Python that runs `code`, with this module's names imported and its arguments in `args`."""
-    head = "import os, sys, time\nfrom pathlib import Path\nfrom scaling import lease as lease_module\n"
-    head += "from scaling.lease import *\nargs = sys.argv[1:]\nfolder = Path(args[0])\n"
+    head = "import os, sys, time\nfrom pathlib import Path\nfrom scaling.engine import lease as lease_module\n"
+    head += "from scaling.engine.lease import *\nargs = sys.argv[1:]\nfolder = Path(args[0])\n"
     command = [sys.executable, "-c", head + code, *map(str, args)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
         try:

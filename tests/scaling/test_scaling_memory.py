@@ -10,8 +10,9 @@ import pytest
 from models.config import ModelConfig
 from models.errors import InputError
 from models.sizing import counts
-from scaling.memory import check_memory, least_bytes, plan
-from scaling.run import DataConfig, Execution, RunConfig, mesh_sizes
+from scaling.config import DataConfig, RunConfig
+from scaling.engine.memory import check_memory, least_bytes, plan
+from scaling.execution import Execution, mesh_sizes
 
 CONFIG = RunConfig(
     model=ModelConfig(vocab_size=512, d_model=256, n_layers=4, n_heads=8), data=DataConfig(seq_len=64), batch_size=8
@@ -42,7 +43,7 @@ def test_what_will_not_fit_is_refused_with_what_would():
 
 
 def test_a_run_that_cannot_fit_leaves_nothing_behind(monkeypatch, tmp_path):
-    from scaling import train as training
+    from scaling.engine import loop as training
 
     monkeypatch.setattr(training, "device_limit", lambda device: 2**20)
     with pytest.raises(InputError, match="will not fit"):
@@ -52,7 +53,7 @@ def test_a_run_that_cannot_fit_leaves_nothing_behind(monkeypatch, tmp_path):
 
 def test_seven_billion_on_256_devices():
     """Lowered, partitioned and compiled ahead of time, on virtual devices; within what a device of 16 GiB has."""
-    command = [sys.executable, "-m", "scaling.cli", "plan-memory", "--json", "--device-memory", "16"]
+    command = [sys.executable, "-m", "sweeps.cli", "plan-memory", "--json", "--device-memory", "16"]
     command += ["--model.d-model", "4096", "--model.n-layers", "32", "--model.n-heads", "32"]
     command += ["--model.vocab-size", "32768", "--data.seq-len", "2048", "--batch-size", "256"]
     command += ["--mesh", "fsdp=256", "--layers", "scanned", "--remat", "full"]
@@ -67,7 +68,7 @@ def test_seven_billion_on_256_devices():
 
 
 def test_bad_input_is_one_line(capsys):
-    from scaling.cli import main
+    from sweeps.cli.main import main
 
     for options, message in {
         ("--mesh", "fsdp=3"): "batch_size = 8: not divisible",

@@ -11,9 +11,9 @@ import pytest
 from models import transformer
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling.optim import MUON_MATRICES, decays, make_direction
-from scaling.run import OPTIMIZERS, OptimConfig, RunConfig, ScheduleConfig
-from scaling.schedules import learning_rates, weight_decays
+from scaling.config import OPTIMIZERS, OptimConfig, RunConfig, ScheduleConfig
+from scaling.engine.optim import MUON_MATRICES, decays, make_direction
+from scaling.engine.schedules import learning_rates, weight_decays
 
 MODEL = ModelConfig(vocab_size=16, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48)
 

@@ -8,16 +8,9 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling.run import (
-    DataConfig,
-    OptimConfig,
-    RunConfig,
-    ScheduleConfig,
-    open_run,
-    read_json,
-    write_atomically,
-)
-from scaling.schedules import learning_rates
+from scaling.config import DataConfig, OptimConfig, RunConfig, ScheduleConfig
+from scaling.engine.schedules import learning_rates
+from scaling.folder import open_run, read_json, write_atomically
 
 
 def test_identity_survives_the_round_trip_through_json():

@@ -7,11 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.config import ModelConfig
-from scaling import swarm as swarm_module
-from scaling.checkpoint import Checkpointer
-from scaling.run import DataConfig, OptimConfig, RunConfig, read_result
-from scaling.swarm import Member, swarm_key, train_swarm
-from scaling.train import Preempted, Sharing, train
+from scaling.config import DataConfig, OptimConfig, RunConfig
+from scaling.engine import swarm as swarm_module
+from scaling.engine.checkpoint import Checkpointer
+from scaling.engine.loop import Preempted, Sharing, train
+from scaling.engine.swarm import Member, swarm_key, train_swarm
+from scaling.folder import read_result
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2)
 

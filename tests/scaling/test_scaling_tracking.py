@@ -8,10 +8,11 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling import train as train_module
-from scaling.run import DataConfig, Execution, OptimConfig, RunConfig
-from scaling.tracking import SINKS, check_sinks
-from scaling.train import Preempted, train
+from scaling.config import DataConfig, OptimConfig, RunConfig
+from scaling.engine import loop as train_module
+from scaling.engine.loop import Preempted, train
+from scaling.engine.tracking import SINKS, check_sinks
+from scaling.execution import Execution
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,15 @@ import pytest
 from models.config import ModelConfig
 from models.errors import InputError
 from models.transformer import next_token_loss
-from scaling import train as train_module
-from scaling.checkpoint import Checkpointer
+from scaling.config import DataConfig, OptimConfig, RunConfig
 from scaling.data.store import open_store
-from scaling.program import program_for
-from scaling.run import DataConfig, Execution, OptimConfig, RunConfig, read_json
-from scaling.sharding import make_mesh
-from scaling.train import Busy, Preempted, train
+from scaling.engine import loop as train_module
+from scaling.engine.checkpoint import Checkpointer
+from scaling.engine.loop import Busy, Preempted, train
+from scaling.engine.program import program_for
+from scaling.engine.sharding import make_mesh
+from scaling.execution import Execution
+from scaling.folder import read_json
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2)
 

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from models.config import ModelConfig
-from scaling.run import DataConfig, Execution, RunConfig
+from scaling.config import DataConfig, RunConfig
+from scaling.execution import Execution
 from sweeps.define import Sweep, grid
 from sweeps.launch import local
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 DEFINITION = """
 from models.config import ModelConfig
-from scaling.run import DataConfig, RunConfig
+from scaling.config import DataConfig, RunConfig
 from sweeps.define import Sweep, grid
 
 def sweep():
@@ -21,7 +21,7 @@ def sweep():
 
 
 def start(definition, out, *options, env=None) -> subprocess.Popen:
-    command = [sys.executable, "-m", "scaling.cli", "sweep", str(definition), "--out", str(out), "--workers", "2"]
+    command = [sys.executable, "-m", "sweeps.cli", "sweep", str(definition), "--out", str(out), "--workers", "2"]
     environment = os.environ | (env or {})
     return subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment

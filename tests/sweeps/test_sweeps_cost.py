@@ -6,10 +6,10 @@ import random
 import pytest
 
 from models.config import ModelConfig
+from scaling.config import DataConfig, RunConfig
 from scaling.data.cache import cache_root
 from scaling.data.store import open_store
-from scaling.run import DataConfig, RunConfig
-from scaling.runtime import compilation_cache
+from scaling.engine.runtime import compilation_cache
 from sweeps import cost, measure
 from sweeps.cost import (
     COMPILE_SECONDS,
@@ -25,7 +25,7 @@ from sweeps.cost import (
     remember_speed,
     schedule_seconds,
 )
-from sweeps.execute import plan
+from sweeps.plan import plan
 
 
 @pytest.fixture(autouse=True)

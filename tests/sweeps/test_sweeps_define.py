@@ -7,7 +7,7 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling.run import OptimConfig, RunConfig
+from scaling.config import OptimConfig, RunConfig
 from sweeps.cost import Known, dry_run_json, dry_run_text, duration
 from sweeps.define import (
     Sweep,
@@ -25,8 +25,8 @@ from sweeps.define import (
     union,
     where,
 )
-from sweeps.execute import plan
 from sweeps.hyperparameters import PowerRule
+from sweeps.plan import plan
 
 
 def test_grid_is_every_combination():

@@ -9,15 +9,15 @@ import time
 import pytest
 from engine_sweeps import real_sweep, starts, stub, stub_sweep, wait_for
 
-from sweeps.execute import read_plan
 from sweeps.launch.engine import Attended, follow, standing
 from sweeps.launch.worker import ATTEMPTS, Queue
+from sweeps.plan import read_plan
 
 KILLED = """
 import os, sys
 sys.path.insert(0, os.getcwd())
 from pathlib import Path
-from sweeps.execute import read_plan
+from sweeps.plan import read_plan
 from sweeps.launch.worker import Queue
 folder = Path(sys.argv[1])
 queue = Queue(folder, *read_plan(folder))

@@ -6,8 +6,8 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling.run import OptimConfig, RunConfig, ScheduleConfig
-from sweeps.execute import common_steps, ledger, plan, plan_in, read_plan, sources, write_plan
+from scaling.config import OptimConfig, RunConfig, ScheduleConfig
+from sweeps.plan import common_steps, ledger, plan, plan_in, read_plan, sources, write_plan
 
 STEP = 8 * 128
 BASE = RunConfig(model=ModelConfig(d_model=16, n_layers=1, n_heads=1), schedule=ScheduleConfig(warmup_tokens=10 * STEP))

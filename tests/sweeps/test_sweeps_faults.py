@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from processes import finish, kill, progress_of, start, wait_for, workers_of
 
-from scaling.lease import name, newest
+from scaling.engine.lease import name, newest
 from sweeps.table import table
 
 pytestmark = pytest.mark.slow
@@ -113,7 +113,7 @@ def test_a_folder_copied_to_another_machine_goes_on(definition, undisturbed, kil
             lease = run / name(generation)
             lease.write_bytes(json.dumps({**said, "host": "another", "every": 1 / 6}).encode().ljust(511) + b"\n")
     assert held
-    patient = "import functools, sys; from scaling import lease; from sweeps.launch import worker; "
+    patient = "import functools, sys; from scaling.engine import lease; from sweeps.launch import worker; "
     patient += "worker.Leases = functools.partial(lease.Leases, expire=1.0); sys.exit(worker.main())"
     done = subprocess.run(
         [sys.executable, "-c", patient, str(there)], timeout=120, capture_output=True, text=True, check=False

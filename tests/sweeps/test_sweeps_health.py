@@ -13,7 +13,7 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling.run import OptimConfig, RunConfig
+from scaling.config import OptimConfig, RunConfig
 from sweeps.health import LossCurve, coordinates, coordinates_text, health, health_line, health_text, scores, verdict
 from sweeps.table import table
 from sweeps.tuning import optima, parts, tune

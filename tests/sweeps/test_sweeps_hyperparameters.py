@@ -11,7 +11,7 @@ from scipy import stats
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling.run import DataConfig, RunConfig
+from scaling.config import DataConfig, RunConfig
 from sweeps.hyperparameters import PUBLISHED, GridRule, OutOfRange, PowerRule, load_rule, published
 from sweeps.tuning import LEVEL, ellipse, ellipses, fit_rule, optimum, save, tune
 

@@ -11,10 +11,11 @@ import pytest
 from processes import DEFINITION, finish, start, wait_for, workers_of
 
 from models.errors import InputError
-from scaling.run import RunConfig, write_atomically
+from scaling.config import RunConfig
+from scaling.folder import write_atomically
 from sweeps.define import load_sweep
-from sweeps.execute import plan, write_plan
 from sweeps.launch import local
+from sweeps.plan import plan, write_plan
 from sweeps.table import table
 
 

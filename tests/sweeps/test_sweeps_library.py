@@ -10,11 +10,11 @@ import pytest
 
 from models.errors import InputError
 from models.sizing import counts
-from scaling.schedules import learning_rates
+from scaling.engine.schedules import learning_rates
 from sweeps.define import Sweep, library, load_sweep
-from sweeps.execute import ledger, plan
 from sweeps.launch import local
 from sweeps.library import _family, critical_batch
+from sweeps.plan import ledger, plan
 
 DIALLED = [name for name in library() if not name.startswith("quickstart")]
 
@@ -84,7 +84,7 @@ def test_isoflop_slices_hold_enough_sizes_about_their_optimum():
         for C in importlib.import_module("sweeps.library.chinchilla_2").C
     ]
     assert sum(map(len, slices)) == len(runs)
-    assert all(len(one) >= 5 for one in slices), "analysis.isoflop refuses a slice of fewer"
+    assert all(len(one) >= 5 for one in slices), "analysis.forecast.isoflop refuses a slice of fewer"
 
 
 def test_rungs_are_near_and_rise_smoothly():

@@ -10,11 +10,12 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling.cli import main
-from scaling.run import RunConfig, write_atomically
+from scaling.config import RunConfig
+from scaling.folder import write_atomically
 from sweeps import status as status_module
-from sweeps.execute import plan, write_plan
+from sweeps.cli.main import main
 from sweeps.launch import slurm
+from sweeps.plan import plan, write_plan
 from sweeps.status import status_text, sweep_status, watch, watch_here
 
 
@@ -282,7 +283,7 @@ def test_the_command_needs_no_jax(tmp_path):
     for config in RUNS[:8]:
         finish(folder, config)
     code = (
-        "import sys; from scaling.cli import main; main(['status', sys.argv[1], '--json']); "
+        "import sys; from sweeps.cli.main import main; main(['status', sys.argv[1], '--json']); "
         "assert 'jax' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, env=os.environ)

@@ -1,0 +1,76 @@
+"""Chooses the law by how well it predicts, inside the fitted part: rolling origin over compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.errors import InputError
+from analysis.fitting.fit import check_identifiable
+from analysis.forecast.backtest import Backtest, backtest, cuts_of
+from analysis.laws.forms import JOINT, LAWS, Law
+from analysis.runs import Runs
+
+TIE = 1.10
+AUTO = {name: LAWS[name] for name in JOINT}
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How a law predicts dearer runs from cheaper ones: mean absolute relative error over cuts and its parts."""
+
+    law: str
+    score: float | None
+    cuts: int
+    predictions: int
+    note: str
+    backtest: Backtest | None
+
+
+def choose_law(runs: Runs, laws: Mapping[str, Law] = AUTO, delta: float = 1e-3) -> tuple[str, dict[str, Score]]:
+    """The law with the lowest error over the cuts, the simpler where another is within 10 % of it; and every score.
+
+    All laws are judged on the same cuts, those the largest law can be fitted to. Where there are none, the laws that
+    cannot be judged are left out one by one, the largest first. Held-out runs are never read.
+    """
+    used = runs.fitted
+    able, unable = {}, {}
+    for name, law in laws.items():
+        try:
+            check_identifiable(used, law)
+            able[name] = law
+        except InputError as error:
+            unable[name] = error
+    if not able:
+        raise min(unable.values(), key=lambda error: len(str(error)))
+    form = next(iter(able.values()))
+    sizes = sorted({law.size for law in able.values()}, reverse=True)
+    for size in sizes:
+        pairs, note = cuts_of(used, size, form, most=12 if len(form.inputs) > 1 else 6)
+        if pairs:
+            break
+    judged = {name: law for name, law in able.items() if pairs and law.size <= size}
+    scores = {}
+    for name, law in laws.items():
+        if name in judged:
+            result = backtest(runs, law, pairs, delta)
+            errors = np.abs(np.expm1(result.error))
+            scores[name] = Score(name, robust_mean(errors, result.cut), len(pairs), len(errors), note, result)
+        else:
+            reason = str(unable.get(name, "no cut leaves enough runs below it to judge this law"))
+            scores[name] = Score(name, None, 0, 0, reason, None)
+    if not judged:
+        simplest = min(able.values(), key=lambda law: law.size)
+        return simplest.name, scores
+    lowest = min(scores[name].score for name in judged)
+    tied = [law for name, law in judged.items() if scores[name].score <= TIE * lowest + 1e-6]
+    chosen = min(tied, key=lambda law: (law.size, scores[law.name].score))
+    return chosen.name, scores
+
+
+def robust_mean(errors, cut) -> float:
+    """Mean over cuts of the mean error at each, a cut counting for at most three times the median cut."""
+    means = np.array([errors[cut == c].mean() for c in np.unique(cut)])
+    return float(np.minimum(means, 3.0 * np.median(means)).mean())

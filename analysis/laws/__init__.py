@@ -1,0 +1,1 @@
+"""The laws, as formulas with units, and the published ones."""

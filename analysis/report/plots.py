@@ -1,0 +1,215 @@
+"""Three figures of a study: loss against compute, loss against tokens per N, predicted against measured.
+
+Plain matplotlib Figures, drawn without pyplot, so nothing global is left behind. Filled markers were fitted, open ones
+were held out; colour runs from small N (dark) to large N (light).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+
+import matplotlib
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from analysis.forecast.allocate import optimal_n
+from analysis.report.findings import Study
+from analysis.uncertainty.bootstrap import predict_interval
+
+_COLOURS = matplotlib.colormaps["viridis"].resampled(256)
+_INK, _GRID = "#222222", "#e4e4e4"
+_MOST_CURVES = 8
+
+
+def figure_compute(study: Study) -> Figure:
+    """Loss against C = 6ND, a curve per N, and the law's compute-optimal frontier."""
+    figure, axes = _canvas(study)
+    runs, fit = study.runs, study.fit
+    colour = _colour_of(runs.n)
+    compute = 6.0 * runs.n * runs.d
+    for n in _curve_sizes(runs.n):
+        d = np.geomspace(runs.d.min() / 1.3, runs.d.max() * 1.3, 100)
+        axes.plot(6.0 * n * d, fit.predict(n, d), color=colour(n), lw=1.1, alpha=0.8, zorder=2)
+    c = np.geomspace(compute.min() / 1.5, compute.max() * 1.5, 200)
+    n_best = optimal_n(fit, c)
+    axes.plot(c, fit.predict(n_best, c / (6.0 * n_best)), color=_INK, lw=1.8, ls=(0, (5, 2)), zorder=3)
+    _points(axes, compute, runs.loss, runs, colour)
+    axes.set(xlabel="training compute C = 6ND (FLOPs)", ylabel="loss (nats per token)")
+    axes.set_title(f"Loss against compute, {fit.law} law", loc="left", fontsize=10)
+    _log_axis(axes.xaxis, c.min(), c.max(), _power)
+    _loss_axis(axes.yaxis, runs.loss)
+    frontier = Line2D([], [], color=_INK, lw=1.8, ls=(0, (5, 2)), label="compute-optimal frontier")
+    _legend(axes, study, [frontier])
+    return figure
+
+
+def figure_tokens(study: Study) -> Figure:
+    """Loss against D for each N, with the fitted curves."""
+    figure, axes = _canvas(study)
+    runs, fit = study.runs, study.fit
+    colour = _colour_of(runs.n)
+    d = np.geomspace(runs.d.min() / 1.3, runs.d.max() * 1.3, 200)
+    for n in _curve_sizes(runs.n):
+        axes.plot(d, fit.predict(n, d), color=colour(n), lw=1.3, zorder=2)
+    _points(axes, runs.d, runs.loss, runs, colour)
+    axes.set(xlabel="training tokens D", ylabel="loss (nats per token)")
+    axes.set_title(f"Loss against tokens for each N, {fit.law} law", loc="left", fontsize=10)
+    _log_axis(axes.xaxis, d.min(), d.max(), _count)
+    _loss_axis(axes.yaxis, runs.loss)
+    _legend(axes, study, [Line2D([], [], color="#777777", lw=1.3, label="fitted law")])
+    return figure
+
+
+def figure_predicted(study: Study) -> Figure:
+    """Predicted against measured loss with 90 % intervals on the held-out runs, and the errors below."""
+    runs, fit = study.runs, study.fit
+    figure = Figure(figsize=(6.4, 5.6), dpi=110, layout="constrained", facecolor="white")
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
+    colour = _colour_of(runs.n)
+    predicted, low, high = predict_interval(fit, runs.n, runs.d)
+    held = runs.holdout
+    span = [min(runs.loss.min(), predicted.min()) * 0.98, max(runs.loss.max(), predicted.max()) * 1.02]
+    axes.plot(span, span, color="#999999", lw=1.0, zorder=1)
+    below.axhline(0.0, color="#999999", lw=1.0, zorder=1)
+    if held.any():
+        bars = {"fmt": "none", "ecolor": "#555555", "elinewidth": 1.0, "capsize": 2.5, "zorder": 3}
+        p, m = predicted[held], runs.loss[held]
+        axes.errorbar(m, p, yerr=[p - low[held], high[held] - p], **bars)
+        below.errorbar(m, 100 * (p / m - 1), yerr=[100 * (p - low[held]) / m, 100 * (high[held] - p) / m], **bars)
+    _points(axes, runs.loss, predicted, runs, colour)
+    _points(below, runs.loss, 100.0 * (predicted / runs.loss - 1.0), runs, colour)
+    for one in (axes, below):
+        _clean(one)
+    axes.set(ylabel="predicted loss", xscale="log", yscale="log", xlim=span, ylim=span)
+    below.set(xlabel="measured loss (nats per token)", ylabel="error (%)")
+    below.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_title(f"Predicted against measured, {fit.law} law", loc="left", fontsize=10)
+    _loss_axis(axes.yaxis, span)
+    _loss_axis(axes.xaxis, span)
+    _colourbar(figure, [axes, below], runs.n)
+    _legend(axes, study, [Line2D([], [], color="#999999", lw=1.0, label="equal")], loc="upper left")
+    return figure
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text, the same for the same figure."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "scaling-laws", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _canvas(study: Study):
+    figure = Figure(figsize=(6.8, 4.4), dpi=110, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    axes.set(xscale="log", yscale="log")
+    _clean(axes)
+    _colourbar(figure, axes, study.runs.n)
+    return figure, axes
+
+
+def _clean(axes):
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#666666")
+    axes.tick_params(colors=_INK, labelsize=8.5, which="both")
+    axes.grid(True, color=_GRID, lw=0.7, zorder=0)
+    axes.set_axisbelow(True)
+
+
+def _norm(n):
+    low, high = float(np.min(n)), float(np.max(n))
+    # The lightest eighth of the map is hard to see on white, so the scale ends beyond the largest N.
+    return LogNorm(low, low * max(high / low, 1.5) ** (1 / 0.88))
+
+
+def _colour_of(n):
+    norm = _norm(n)
+    return lambda value: _COLOURS(norm(value))
+
+
+def _colourbar(figure, axes, n):
+    low, high = float(np.min(n)), float(np.max(n))
+    bar = figure.colorbar(ScalarMappable(_norm(n), _COLOURS), ax=axes, pad=0.02, fraction=0.05, aspect=30)
+    bar.ax.set_ylim(low, max(high, 1.5 * low))
+    sizes = np.unique(n)
+    ticks = sizes if len(sizes) <= _MOST_CURVES and _apart(sizes) else _ticks(low, high)
+    bar.ax.yaxis.set_major_locator(FixedLocator(ticks))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _count(v)))
+    bar.ax.tick_params(labelsize=8.5)
+    bar.outline.set_visible(False)
+    bar.set_label("parameters N", fontsize=9)
+
+
+def _apart(sizes) -> bool:
+    steps = np.diff(np.log(sizes))
+    return not len(steps) or steps.min() > 0.06 * max(steps.sum(), 1e-9)
+
+
+def _curve_sizes(n):
+    """The sizes that get a curve: all where they are few, else evenly spread over log N."""
+    sizes = np.unique(n)
+    return sizes if len(sizes) <= _MOST_CURVES else np.geomspace(sizes[0], sizes[-1], _MOST_CURVES)
+
+
+def _points(axes, x, y, runs, colour):
+    size = 30 if len(runs) <= 80 else 14
+    colours = colour(runs.n)
+    fitted, held = ~runs.holdout, runs.holdout
+    axes.scatter(x[fitted], y[fitted], s=size, c=colours[fitted], edgecolors="white", linewidths=0.5, zorder=4)
+    ring = {"facecolors": "white", "edgecolors": colours[held], "linewidths": 1.5}
+    axes.scatter(x[held], y[held], s=size * 1.25, zorder=5, **ring)
+
+
+def _legend(axes, study, extra, loc="best"):
+    marker = {"ls": "none", "marker": "o", "color": "#555555", "markersize": 5}
+    handles = [Line2D([], [], label="fitted runs", **marker)]
+    if study.runs.holdout.any():
+        handles.append(Line2D([], [], label="held-out runs", markerfacecolor="white", markeredgewidth=1.4, **marker))
+    axes.legend(handles=[*handles, *extra], frameon=False, fontsize=8.5, loc=loc)
+
+
+def _ticks(low, high):
+    """Round numbers on a log axis, few enough for their labels not to meet."""
+    decades = math.log10(high / low)
+    steps = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 2.6 else (1,)
+    stride = max(1, math.ceil(decades / 7))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10.0**k for k in powers if len(steps) > 1 or k % stride == 0 for m in steps]
+    return [t for t in ticks if low * 0.999 <= t <= high * 1.001]
+
+
+def _log_axis(axis, low, high, label):
+    axis.axes.set_xlim(low, high)
+    axis.set_major_locator(FixedLocator(_ticks(low, high)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: label(v)))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    minor = [m * 10.0**k for k in powers for m in range(2, 10)]
+    axis.set_minor_locator(FixedLocator([t for t in minor if low <= t <= high]) if len(powers) < 9 else NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _loss_axis(axis, loss):
+    low, high = float(np.min(loss)), float(np.max(loss))
+    ticks = [t for t in MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]).tick_values(low * 0.97, high * 1.03) if t > 0]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _count(value) -> str:
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * scale:
+            return f"{value / scale:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _power(value) -> str:
+    exponent = math.floor(math.log10(value) + 1e-9)
+    factor = value / 10.0**exponent
+    return f"$10^{{{exponent}}}$" if abs(factor - 1) < 1e-6 else f"${factor:.0f}{{\\times}}10^{{{exponent}}}$"

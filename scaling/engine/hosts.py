@@ -1,0 +1,138 @@
+"""Training over several hosts: joining them through `jax.distributed`, agreeing between them, and losing one.
+
+When a host dies or hangs, JAX ends every other process from inside, by SIGABRT with a stack trace. So each host's
+process is run by a small supervisor that imports no JAX: it turns that end into one clear line, a status in the run's
+folder and exit code 75, and passes signals on.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.errors import InputError
+from scaling.config import canonical_json
+from scaling.folder import write_atomically
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the same command continues
+SUPERVISED = "SCALING_SUPERVISED"  # set in the process that trains: the file in which it notes that it has joined
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Which processes train together. Raises InputError where the parts do not fit."""
+
+    coordinator: str | None = None  #: HOST:PORT of process 0; None: found out by JAX (Slurm, TPU pod)
+    processes: int | None = None
+    process: int | None = None  #: this one's number, from 0
+    timeout: int = 60  #: seconds without a sign of life after which a host counts as lost; also for joining
+
+    def __post_init__(self) -> None:
+        if self.timeout < 5:
+            raise InputError(f"--host-timeout {self.timeout}: expected at least 5 seconds")
+        given = (self.coordinator, self.processes, self.process)
+        if given == (None, None, None):
+            return
+        if self.coordinator is None:
+            raise InputError("--processes and --process: no coordinator; give --coordinator HOST:PORT of process 0")
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise InputError(f"--coordinator {self.coordinator!r}: expected HOST:PORT, such as 10.0.0.1:8476")
+        if self.processes is None or self.process is None:
+            raise InputError("--coordinator: give --processes, and --process of this host, as well")
+        if self.processes < 1 or not 0 <= self.process < self.processes:
+            raise InputError(f"--process {self.process} of --processes {self.processes}: expected 0 to processes - 1")
+
+
+def detected(environment: Mapping[str, str]) -> bool:
+    """Whether this is one task of several of a Slurm step, or one host of several of a TPU pod."""
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    slurm = "SLURM_PROCID" in environment and tasks.isdigit() and int(tasks) > 1
+    return slurm or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def connect(hosts: Hosts) -> None:
+    """Joins the processes; before any computation. Raises InputError where they do not come together in time."""
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            hosts.coordinator,
+            hosts.processes,
+            hosts.process,
+            initialization_timeout=hosts.timeout,
+            heartbeat_timeout_seconds=hosts.timeout,
+        )
+        if marker := os.environ.get(SUPERVISED):
+            Path(marker).write_text("joined")
+    except (RuntimeError, ValueError) as error:
+        where = hosts.coordinator or "the cluster's coordinator"
+        reason = str(error).splitlines()[0][:160]
+        raise InputError(
+            f"--coordinator: not all processes met at {where} within {hosts.timeout} s ({reason}); "
+            "is process 0 running there, and are all of them started?"
+        ) from None
+
+
+def agree(*values: int) -> np.ndarray:
+    """The values of every process, int64 [processes, values]; all processes call it at the same step."""
+    import jax
+
+    mine = np.array(values, np.int64)
+    if jax.process_count() == 1:
+        return mine[None]
+    from jax.experimental import multihost_utils
+
+    # float64 would be cut to float32: whole numbers below 2^24 survive that as well
+    return np.asarray(multihost_utils.process_allgather(mine.astype(np.int32))).astype(np.int64)
+
+
+def supervise(command: Sequence[str], name: str, folder: Path) -> int:
+    """Runs the process that trains, and gives its exit code, or 75 with one line where it was ended by a lost host.
+
+    What it writes to its standard error goes to host-NAME.log in the run's folder, but for the last line of an error.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"host-{name}.log"
+    with open(log, "wb") as errors, tempfile.NamedTemporaryFile("r") as marker:
+        environment = {**os.environ, SUPERVISED: marker.name}
+        child = subprocess.Popen(command, stderr=errors, env=environment, preexec_fn=end_with_parent)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: child.send_signal(number))
+        code = child.wait()
+        joined = bool(Path(marker.name).read_text())
+    said = log.read_text(errors="replace").strip().splitlines()
+    if code in (0, 1, EXIT_PREEMPTED):
+        return code
+    if code == -signal.SIGABRT and not joined:  # JAX ends a process that finds no coordinator from inside
+        said = [
+            "error: --coordinator: the processes did not meet in time; is process 0 running there, and all of them?"
+        ]
+        code = 2
+    if code == 2:  # bad input: nothing is to stay behind
+        print(said[-1] if said else "error: bad input", file=sys.stderr)
+        log.unlink()
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+        return code
+    steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
+    newest = f"the newest checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    reason = f"host {name} stopped ({how}): it or another host died or hung"
+    if (folder / "config.json").exists() and not (folder / "result.json").exists():
+        write_atomically(folder / "failed.json", canonical_json({"reason": reason, "at": 1}))
+    print(f"error: {reason}; {newest}; the same command on all hosts continues (log: {log})", file=sys.stderr)
+    return EXIT_PREEMPTED
+
+
+def end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

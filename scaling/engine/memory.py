@@ -1,0 +1,174 @@
+"""Bytes per device of a run on a mesh: what it needs at the least, counted; and what XLA reports for its program."""
+
+import math
+import os
+import time
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+
+from models.errors import InputError
+from models.sizing import shape
+from scaling.config import RunConfig
+from scaling.engine.program import CHUNK_STEPS, abstract_state, program_for
+from scaling.engine.sharding import batch_sharding, check_mesh, make_mesh
+from scaling.execution import AXES, Execution, mesh_sizes
+
+
+def least_bytes(config: RunConfig, execution: Execution, sizes: dict[str, int]) -> dict[str, int]:
+    """What every device holds at the height of a step whatever XLA does, in bytes: the parameters, the optimiser's
+    state, the gradients (their norm wants all of them before the first update) and the layer inputs that even full
+    remat keeps. `sizes` are those of the mesh's axes; no devices are needed.
+    """
+    mesh = AbstractMesh(tuple(sizes[a] for a in AXES), AXES)
+    state = abstract_state(config.model, config.optim, mesh)
+    parameters = sum(map(local_bytes, jax.tree.leaves(state["params"])))
+    ways = sizes["data"] * sizes["fsdp"] * sizes["sequence"] * execution.accumulate
+    tokens = math.ceil(config.tokens_per_step / ways)
+    inputs = config.model.n_layers * tokens * config.model.d_model * jnp.dtype(config.dtype).itemsize
+    return {
+        "parameter_bytes": parameters,
+        "optimizer_bytes": sum(map(local_bytes, jax.tree.leaves(state["opt"]))),
+        "gradient_bytes": parameters,
+        "layer_input_bytes": inputs,
+    }
+
+
+def local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def check_memory(config: RunConfig, execution: Execution, sizes: dict[str, int], limit: int) -> None:
+    """Raises InputError where the least a device must hold is more than `limit` bytes, with what would fit."""
+    needs = sum(least_bytes(config, execution, sizes).values())
+    if needs <= limit:
+        return
+    options = []
+    devices = math.prod(sizes.values())
+    for what, execution_, sizes_ in alternatives(config, execution, sizes):
+        if sum(least_bytes(config, execution_, sizes_).values()) <= limit:
+            options.append(what)
+            if math.prod(sizes_.values()) > devices:
+                break
+    advice = "; ".join(options[:2]) or "no number of devices up to 65,536 holds it with this batch"
+    raise InputError(
+        f"model {shape(config.model)}: will not fit, needs at least {gib(needs)} on each device of {gib(limit)}; "
+        f"would fit: {advice}"
+    )
+
+
+def alternatives(config: RunConfig, execution: Execution, sizes: dict[str, int]):
+    """(words, execution, sizes) of cheaper ways, nearest first: accumulate, shard the same devices, shard over more."""
+    fits = lambda s, a: runs_on(config, s, a)  # noqa: E731
+    for parts in (2**i for i in range(1, 12)):
+        if fits(sizes, parts) and parts > execution.accumulate:
+            yield f"--accumulate {parts}", replace(execution, accumulate=parts), sizes
+    if sizes["data"] > 1:
+        merged = {**sizes, "data": 1, "fsdp": sizes["data"] * sizes["fsdp"]}
+        if fits(merged, execution.accumulate):
+            yield f"--mesh {line_of(merged)}", execution, merged
+    for more in (2**i for i in range(1, 17)):
+        wider = {**sizes, "fsdp": sizes["fsdp"] * more}
+        if not fits(wider, execution.accumulate):  # the batch is too small to be split so far: split the model
+            wider = {**sizes, "tensor": sizes["tensor"] * more}
+        if fits(wider, execution.accumulate):
+            yield f"--mesh {line_of(wider)} on {math.prod(wider.values())} devices", execution, wider
+
+
+def runs_on(config: RunConfig, sizes: dict[str, int], accumulate: int) -> bool:
+    try:
+        check_mesh(sizes, config.model, config.batch_size, config.data.seq_len, accumulate)
+    except InputError:
+        return False
+    return True
+
+
+def line_of(sizes: dict[str, int]) -> str:
+    return ",".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "data=1"
+
+
+def device_limit(device: jax.Device) -> int:
+    """Bytes that a program may use on this device: what it tells, else an equal part of the host's memory."""
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"])
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return host // jax.local_device_count()
+
+
+def plan(config: RunConfig, execution: Execution, compiled: bool, limit: int | None = None) -> dict[str, Any]:
+    """Bytes per device, by part; with `compiled`, the program of the steps is compiled ahead of time for the devices
+    that JAX has (virtual ones do) and XLA's own report stands beside. Nothing is allocated.
+
+    Raises InputError where mesh, batch and model do not go together, or the least is above `limit` bytes.
+    """
+    sizes = mesh_sizes(execution.mesh)
+    check_mesh(sizes, config.model, config.batch_size, config.data.seq_len, execution.accumulate)
+    if limit is not None:
+        check_memory(config, execution, sizes, limit)
+    parts = least_bytes(config, execution, sizes)
+    n = config.counts
+    result = {
+        "model": shape(config.model),
+        "n_compute": n.n_compute,
+        "n_total": n.n_total,
+        "mesh": line_of(sizes),
+        "devices": math.prod(sizes.values()),
+        **parts,
+        "least_bytes": sum(parts.values()),
+    }
+    return result | (xla_report(config, execution, make_mesh(execution.mesh)) if compiled else {})
+
+
+def xla_report(config: RunConfig, execution: Execution, mesh: Mesh) -> dict[str, Any]:
+    """What XLA says one device needs for the program of the training steps: arguments (the state, donated, and 32 steps
+    of tokens), temporaries, and their sum, in bytes.
+    """
+    program = program_for(config, execution, mesh)
+    tokens = jax.ShapeDtypeStruct(
+        (CHUNK_STEPS, config.batch_size, config.data.seq_len + 1), np.int32, sharding=batch_sharding(mesh, axis=1)
+    )
+    scalars = jax.ShapeDtypeStruct((CHUNK_STEPS,), np.float32)
+    began = time.perf_counter()
+    done = program.steps.lower(program.abstract_state, {"tokens_XBU": tokens}, scalars, scalars, 1).compile()
+    seconds = time.perf_counter() - began
+    said = done.memory_analysis()
+    arguments, temporaries = int(said.argument_size_in_bytes), int(said.temp_size_in_bytes)
+    beyond = max(0, int(said.output_size_in_bytes) - int(said.alias_size_in_bytes))
+    return {
+        "argument_bytes": arguments,
+        "temporary_bytes": temporaries,
+        "total_bytes": arguments + temporaries + beyond,
+        "compile_seconds": round(seconds, 1),
+        "compiled_for": mesh.devices.flat[0].device_kind,
+    }
+
+
+def plan_text(result: dict[str, Any]) -> str:
+    """The plan as a few lines."""
+    lines = [
+        f"{result['model']}: {result['n_total']:,} parameters on {result['devices']} devices ({result['mesh']}), each:"
+    ]
+    names = {
+        "parameter": "parameters",
+        "optimizer": "optimiser",
+        "gradient": "gradients",
+        "layer_input": "layer inputs",
+    }
+    lines += [f"  {words:14s} {gib(result[name + '_bytes'])}" for name, words in names.items()]
+    lines.append(f"  {'at the least':14s} {gib(result['least_bytes'])}")
+    if "total_bytes" in result:
+        kind, seconds = result["compiled_for"], result["compile_seconds"]
+        lines.append(f"XLA's report for {kind}, compiled in {seconds:.0f} s:")
+        lines.append(f"  {'arguments':14s} {gib(result['argument_bytes'])}")
+        lines.append(f"  {'temporaries':14s} {gib(result['temporary_bytes'])}")
+        lines.append(f"  {'total':14s} {gib(result['total_bytes'])}")
+    return "\n".join(lines)
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**29 else f"{size / 2**20:,.1f} MiB"

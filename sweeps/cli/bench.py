@@ -1,0 +1,107 @@
+"""`scaling bench`: speed on this machine, and the tables of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sweeps.cli.parse import command, fail, number, positive
+
+
+def cmd_bench(argv: list[str]) -> int:
+    parser = command(
+        "bench", "scaling bench train --preset cpu", "Measure speed on this machine; keep it idle meanwhile."
+    )
+    parser.add_argument(
+        "what",
+        choices=["analysis", "train", "run"],
+        help="analysis: fits, bootstraps, searches, extrapolations; train: steps of the training engine; run: what a "
+        "run costs beyond its steps",
+    )
+    parser.add_argument(
+        "--preset", choices=["cpu", "gpu", "all"], help="train: shapes (default: cpu, or gpu where one is)"
+    )
+    parser.add_argument("--seconds", type=number, default=5.0, help="train: time for each row (default: 5)")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="DIR",
+        nargs="?",
+        const=Path("runs/profile"),
+        help="train: also write a trace of each row there, for Perfetto, TensorBoard or XProf (default: runs/profile)",
+    )
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    positive("--seconds", args.seconds)
+
+    if args.what == "train":
+        from scaling.bench import train as training
+
+        preset = args.preset or ("gpu" if training.accelerator() else "cpu")
+        rows = training.bench(preset, args.seconds, args.profile)
+        print(json.dumps(rows, indent=1, allow_nan=False) if args.json else train_text(rows))
+        return 0
+    if args.preset or args.profile:
+        fail("--preset and --profile are for bench train")
+    if args.what == "run":
+        from scaling.bench.overhead import bench_overhead
+
+        rows = bench_overhead()
+        print(json.dumps(rows, indent=1, allow_nan=False) if args.json else overhead_text(rows))
+        return 0
+    from analysis.bench import bench, bench_text
+
+    rows = bench()
+    print(json.dumps(rows, indent=1, allow_nan=False) if args.json else bench_text(rows))
+    return 0
+
+
+def train_text(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    from analysis.text import text_table
+
+    head = [
+        "model",
+        "batch",
+        "processes",
+        "devices",
+        "GFLOP/s",
+        "tokens/s",
+        "of peak",
+        "step, ms",
+        "p10-p90",
+        "compile",
+        "memory",
+    ]
+    lines = [head]
+    for r in rows:
+        ms = [1e3 * r[name] for name in ("step_seconds", "step_seconds_p10", "step_seconds_p90")]
+        lines.append(
+            [
+                f"d{r['d_model']} L{r['n_layers']}",
+                f"{r['batch']}x{r['seq_len']}",
+                str(r["processes"]),
+                str(r["devices"]),
+                f"{r['gflops']:,.1f}",
+                f"{r['tokens_per_second']:,.0f}",
+                f"{r['share_of_peak']:.0%}",
+                f"{ms[0]:.2f}",
+                f"{ms[1]:.2f}-{ms[2]:.2f}",
+                f"{r['compile_seconds']:.1f} s",
+                f"{r['peak_bytes'] / 2**20:,.0f} MiB",
+            ]
+        )
+    peaks: dict[str, float] = {}
+    for r in rows:
+        one = r["peak_gflops"] / r["processes"]
+        peaks[r["peak_from"]] = max(peaks.get(r["peak_from"], 0.0), one)
+    peak = "; ".join(f"{rate:,.0f} GFLOP/s ({source})" for source, rate in peaks.items())
+    return f"{text_table(lines)}\n{rows[0]['device']}, jax {rows[0]['jax']}; peak of a process, at most: {peak}"
+
+
+def overhead_text(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    from analysis.text import text_table
+
+    head = ["model", "shape is", "in all", "steps", "validation", "beyond both"]
+    names = ("seconds", "step_seconds", "validation_seconds", "overhead_seconds")
+    return text_table([head, *([r["model"], r["shape_is"], *(f"{r[n]:.2f} s" for n in names)] for r in rows)])

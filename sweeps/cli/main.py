@@ -1,0 +1,250 @@
+"""The command line. It imports the rooms only when a command needs them, so that --help answers at once."""
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+from models.errors import did_you_mean
+from sweeps.cli import bench
+from sweeps.cli import laws as analysis_commands
+from sweeps.cli import sweep as sweep_commands
+from sweeps.cli.parse import EXIT_BAD_INPUT, Parser, add_execution, command, fail, number, positive, whole
+
+EXIT_PREEMPTED = 75
+
+DESCRIPTION = "Train small language models over N and D, fit the scaling law, predict the large one."
+EPILOG = """examples:
+  scaling sweep quickstart --dry-run      what the quickstart would train, and its cost
+  scaling sweep quickstart                train it; a second launch does only what is missing
+  scaling report runs/quickstart          fit, check the held-out runs, write report.html
+  scaling fit runs.csv --n-column params --d-column tokens --out fit.json
+  scaling predict fit.json --n 1e9 --d 2e10"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser(
+        prog="scaling",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", metavar="COMMAND", help=", ".join(f"{k}: {v[1]}" for k, v in COMMANDS.items()))
+    if not argv or argv[0] in ("-h", "--help"):
+        print(parser.format_usage() + "\n" + DESCRIPTION + "\n\ncommands:")
+        for name, (_, summary) in COMMANDS.items():
+            print(f"  {name:12s} {summary}")
+        print("\n" + EPILOG + "\n\nscaling COMMAND --help tells the options of each.")
+        return 0 if argv else EXIT_BAD_INPUT
+    if argv[0] not in COMMANDS:
+        fail(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; see scaling --help")
+    warnings.formatwarning = lambda message, category, *_: f"note: {message}\n"  # one line, no place in our source
+    try:
+        return COMMANDS[argv[0]][0](argv[1:]) or 0
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        if (
+            type(error).__name__ != "InputError"
+        ):  # models and analysis each have their own, and neither imports the other
+            raise
+        fail(str(error))
+    except OSError as error:  # a folder that cannot be written, a full disk
+        fail(f"{error.filename or 'file'}: {error.strerror or error}")
+
+
+def add_config(parser: Parser) -> None:
+    """An option for every field of a RunConfig, and --n."""
+    from scaling.config import RunConfig
+    from sweeps.define import field_paths
+
+    defaults = RunConfig()
+    parser.add_argument("--n", type=number, help="n_compute of the model, in parameters; the shape follows from it")
+    for path, kind in field_paths().items():
+        head, _, tail = path.partition(".")
+        default = getattr(getattr(defaults, head), tail) if tail else getattr(defaults, head)
+        names = ["--" + path.replace("_", "-")] + (["--repeat"] if path == "data.repeat" else [])
+        if kind is bool:
+            parser.add_argument(*names, dest=path, action=argparse.BooleanOptionalAction, help=f"(default: {default})")
+        else:
+            convert = {int: whole, float: number}.get(kind, str)
+            parser.add_argument(*names, dest=path, type=convert, metavar=kind.__name__, help=f"(default: {default})")
+
+
+def config_of(args: dict):
+    """The RunConfig of the options that `add_config` made."""
+    from scaling.config import RunConfig
+    from sweeps.define import configure, field_paths
+
+    return configure(RunConfig(), {path: args[path] for path in ["n", *field_paths()] if args[path] is not None})
+
+
+def cmd_plan_memory(argv: list[str]) -> int:
+    from scaling.execution import Execution, mesh_sizes
+
+    parser = command(
+        "plan-memory",
+        "scaling plan-memory --n 7e9 --model.vocab-size 32768 --data.seq-len 2048 --batch-size 256 "
+        "--mesh fsdp=256 --layers scanned --remat full",
+        "Bytes per device of a run on a mesh. The program is compiled ahead of time on virtual CPU devices, so no "
+        "accelerator is needed, and nothing is allocated.",
+    )
+    add_config(parser)
+    add_implementation(parser)
+    parser.add_argument("--device-memory", type=number, metavar="GIB", help="of one device: refuse what will not fit")
+    parser.add_argument("--no-compile", action="store_true", help="only count what is needed at the least")
+    parser.add_argument("--here", action="store_true", help="compile for the devices of this machine")
+    parser.add_argument("--json", action="store_true")
+    args = vars(parser.parse_args(argv))
+    config, execution = config_of(args), Execution(**{name: args[name] for name in IMPLEMENTATION})
+    if args["device_memory"] is not None:
+        positive("--device-memory", args["device_memory"])
+    if not args["here"] and not args["no_compile"]:
+        devices = math.prod(mesh_sizes(execution.mesh).values())
+        flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
+        os.environ["XLA_FLAGS"] = " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"])
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    from scaling.engine.runtime import set_up_jax
+
+    set_up_jax()
+    from scaling.engine.memory import plan, plan_text
+
+    limit = None if args["device_memory"] is None else int(args["device_memory"] * 2**30)
+    result = plan(config, execution, not args["no_compile"], limit)
+    print(json.dumps(result) if args["json"] else plan_text(result))
+    return 0
+
+
+def cmd_train(argv: list[str]) -> int:
+    from scaling.execution import Execution, mesh_sizes
+
+    parser = command(
+        "train",
+        "scaling train --n 1e5 --tokens 2e6 --optim.lr 0.01 --out runs/mine",
+        "Train one run. The same command again continues it, or returns at once where it is finished.",
+    )
+    add_config(parser)
+    add_execution(parser)
+    add_implementation(parser)
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 of several is reached")
+    parser.add_argument("--processes", type=whole, help="how many processes (hosts) train together")
+    parser.add_argument("--process", type=whole, help="the number of this one, from 0")
+    parser.add_argument("--host-timeout", type=whole, default=60, help="seconds of silence after which a host is lost")
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RUN_ID)")
+    args = vars(parser.parse_args(argv))
+
+    config = config_of(args)
+    folder = args["out"] or Path("runs") / config.run_id
+    execution = Execution(
+        checkpoint_seconds=args["checkpoint_seconds"],
+        eval_every=args["eval_every"],
+        track=args["track"],
+        **{name: args[name] for name in IMPLEMENTATION},
+    )
+    from scaling.engine import hosts
+
+    group = hosts.Hosts(args["coordinator"], args["processes"], args["process"], args["host_timeout"])
+    together = group.coordinator is not None or hosts.detected(os.environ)
+    if together and hosts.SUPERVISED not in os.environ:
+        name = str(group.process) if group.process is not None else os.environ.get("SLURM_PROCID", os.uname().nodename)
+        return hosts.supervise([sys.executable, "-m", "sweeps.cli", "train", *argv], name, folder)
+    from scaling.engine.runtime import set_up_jax
+
+    set_up_jax(1 if together else math.prod(mesh_sizes(execution.mesh).values()))
+    from scaling.engine.loop import Busy, Preempted, train
+
+    if together:
+        hosts.connect(group)
+    n = config.counts.n_compute
+    if config.schedule.warmup_tokens >= config.trained_tokens:
+        print(f"note: schedule.warmup_tokens = {config.schedule.warmup_tokens:,} is all of the run; lower it")
+    print(f"run {config.run_id}: N {n:,}, D {config.trained_tokens:,}, {config.flops:.3g} FLOPs, in {folder}")
+    with StopOnSignal() as stop:
+        try:
+            result = train(config, folder, execution, stop.requested, print, print_progress)
+        except Preempted as stopped:
+            print(stopped)
+            return EXIT_PREEMPTED
+        except Busy as busy:
+            fail(str(busy))
+    if result["status"] != "finished":
+        print(f"diverged at step {result['diverged_at_step']}; lower optim.lr and train into another folder")
+        return 1
+    print(f"loss {result['loss']:.4f} nats/token, {result['bits_per_byte']:.4f} bits/byte on the validation split")
+    return 0
+
+
+IMPLEMENTATION = {  # option: (type, help); none of them changes a result beyond rounding
+    "mesh": (
+        str,
+        "sizes of data, fsdp, tensor, sequence, such as fsdp=4,tensor=2 (default: one device; a CPU has one a core)",
+    ),
+    "accumulate": (whole, "parts of a batch that are run one after another"),
+    "attention": (str, "auto, plain, blocked, cudnn or splash"),
+    "layers": (str, "auto, unrolled or scanned"),
+    "remat": (str, "none, dots or full: what the backward pass computes again to save memory"),
+    "loss_chunks": (whole, "parts that the logits are made in; 0: by their size"),
+}
+
+
+def add_implementation(parser: argparse.ArgumentParser) -> None:
+    from scaling.execution import Execution
+
+    defaults = Execution()
+    for name, (kind, text) in IMPLEMENTATION.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=kind, default=getattr(defaults, name), help=text)
+
+
+class StopOnSignal:
+    """Within it, SIGTERM and Ctrl-C are noted, so that a run saves its state before it leaves."""
+
+    def __enter__(self) -> "StopOnSignal":
+        self.seen = False
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for code, handler in self.before.items():
+            signal.signal(code, handler)
+
+    def note(self, *_: object) -> None:
+        if self.seen:
+            raise KeyboardInterrupt  # asked twice: leave now, with what the last checkpoint holds
+        self.seen = True
+
+    def requested(self) -> bool:
+        return self.seen
+
+
+def print_progress(state: dict) -> None:
+    left = f"{state['seconds_left']:.0f} s left"
+    rate = f"{state['tokens_per_second']:,.0f} tokens/s"
+    print(f"step {state['step']} of {state['steps']}  loss {state['loss']:.4f}  {rate}  {left}", flush=True)
+
+
+COMMANDS = {
+    "train": (cmd_train, "train one run"),
+    "sweep": (sweep_commands.cmd_sweep, "train a sweep over N and D"),
+    "status": (sweep_commands.cmd_status, "how a sweep stands"),
+    "plan-memory": (cmd_plan_memory, "bytes per device of a run on a mesh"),
+    "tune": (sweep_commands.cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),
+    "health": (sweep_commands.cmd_health, "was each size of a sweep well tuned"),
+    "fit": (analysis_commands.cmd_fit, "fit a scaling law to runs or to a table"),
+    "predict": (analysis_commands.cmd_predict, "the loss at N and D, with an interval"),
+    "allocate": (analysis_commands.cmd_allocate, "compute-optimal N and D for a budget"),
+    "backtest": (analysis_commands.cmd_backtest, "error and coverage against how far a law is extrapolated"),
+    "compare": (analysis_commands.cmd_compare, "laws side by side, by how well they predict"),
+    "multiverse": (analysis_commands.cmd_multiverse, "refit under every convention; how far do the answers move"),
+    "curves": (analysis_commands.cmd_curves, "laws of the whole loss curve, for schedules not run"),
+    "bench": (bench.cmd_bench, "measure speed on this machine"),
+    "report": (analysis_commands.cmd_report, "fit, check the hold-out, write report.html"),
+}

@@ -1,0 +1,60 @@
+"""What every command's parser shares: one line for a mistake, numbers as people write them."""
+
+import argparse
+import sys
+
+from models.errors import did_you_mean
+
+EXIT_BAD_INPUT = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, with the nearest name, and exit code 2."""
+
+    def error(self, message: str) -> None:
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.removeprefix("unrecognized arguments: ").split()[0]
+            known = [o for a in self._actions for o in a.option_strings if o.startswith("--")]
+            message = f"unknown option {wrong}{did_you_mean(wrong.split('=')[0], known)}; see {self.prog} --help"
+        fail(message)
+
+
+def fail(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT)
+
+
+def command(name: str, example: str, description: str) -> Parser:
+    return Parser(
+        prog=f"scaling {name}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def whole(text: str) -> int:
+    """A whole number, also written as 2e6."""
+    value = number(text)
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+def positive(name: str, value: float) -> None:
+    if not 0 < value <= 1e40:
+        fail(f"{name} {value:g}: expected a number above 0, and below 1e40")
+
+
+def add_execution(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint-seconds", type=number, default=120.0, help="least time between two checkpoints")
+    parser.add_argument("--eval-every", type=whole, default=0, help="tokens between validations; 0: only at the end")
+    parser.add_argument("--track", default="", help="tensorboard, wandb, or both with a comma")

@@ -1,0 +1,86 @@
+"""Ids are for ever: those of a dozen configurations, and of one with each field that was added since, made in 2026."""
+
+import dataclasses
+
+import pytest
+
+from models.config import ModelConfig
+from scaling.config import DataConfig, OptimConfig, RunConfig, ScheduleConfig
+
+GOLDEN = {
+    "default": (RunConfig(), "89cc13872255"),
+    "small": (
+        RunConfig(model=ModelConfig(d_model=48, n_heads=3, n_layers=2), tokens=123_456, optim=OptimConfig(lr=0.0123)),
+        "8200feb88bcc",
+    ),
+    "grouped": (
+        RunConfig(model=ModelConfig(n_heads=8, n_kv_heads=2, d_ff=200, activation="gelu"), batch_size=16),
+        "bc123cd2db5f",
+    ),
+    "tied": (
+        RunConfig(
+            model=ModelConfig(
+                tied=True, logit_softcap=30.0, z_loss=1e-4, qk_norm=False, activation="relu2", rope_theta=500.0
+            )
+        ),
+        "41c4c52a88fb",
+    ),
+    "bf16": (RunConfig(dtype="bfloat16", seed=7), "293e681229a1"),
+    "bpe": (
+        RunConfig(
+            model=ModelConfig(vocab_size=1024),
+            data=DataConfig(
+                source="text:corpus/*.txt", tokenizer="bpe:1024", seq_len=256, valid_fraction=0.1, seed=3, repeat=True
+            ),
+        ),
+        "cf679cd319d1",
+    ),
+    "cosine": (RunConfig(schedule=ScheduleConfig(name="cosine", warmup_tokens=0, final=0.1)), "13d1662dd370"),
+    "constant": (RunConfig(schedule=ScheduleConfig(name="constant", decay_fraction=0.0)), "9d0a8d1fed93"),
+    "muon": (RunConfig(optim=OptimConfig(name="muon", lr=0.02, b1=0.8, weight_decay=0.0)), "d4732f1ecca2"),
+    "lion": (RunConfig(optim=OptimConfig(name="lion", eps=1, clip=0)), "9515febdf107"),
+    "adafactor": (RunConfig(optim=OptimConfig(name="adafactor", b2=0.99)), "de1947f639f0"),
+    "hook": (RunConfig(optim=OptimConfig(name="optax:scale_by_adam")), "0b4f77d82986"),
+    "wholefloat": (RunConfig(optim=OptimConfig(clip=1, weight_decay=1)), "04d00c24f4c7"),
+    "model.parametrization=mup": (RunConfig(model=ModelConfig(parametrization="mup")), "e3fd7cc590ed"),
+    "model.parametrization=completep": (
+        RunConfig(model=ModelConfig(parametrization="completep", n_layers=8)),
+        "07d30f2ef015",
+    ),
+    "model.base_width": (RunConfig(model=ModelConfig(base_width=32)), "74b0f64996e5"),
+    "model.base_depth": (RunConfig(model=ModelConfig(base_depth=2)), "5f12c8a1a39b"),
+    "model.base_head_dim": (RunConfig(model=ModelConfig(base_head_dim=8)), "dc72ea6c4036"),
+    "optim.decay": (RunConfig(optim=OptimConfig(decay="independent")), "c2ec56194a97"),
+    "optim.momentum": (RunConfig(optim=OptimConfig(momentum=0.9)), "098801f5ae48"),
+    "optim.options": (
+        RunConfig(optim=OptimConfig(name="optax:scale_by_adam", options='{"b2": 0.9, "b1": 0.8}')),
+        "6e47339e5610",
+    ),
+    "data.unique_tokens": (RunConfig(data=DataConfig(unique_tokens=4096)), "7454f389be55"),
+    "every_added": (
+        RunConfig(
+            model=ModelConfig(parametrization="mup", base_width=32, base_depth=2, base_head_dim=8),
+            data=DataConfig(unique_tokens=4096),
+            optim=OptimConfig(name="optax:scale_by_adam", decay="independent", momentum=0.9, options='{"b1":0.8}'),
+        ),
+        "4b15a09987aa",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_ids_are_for_ever(name):
+    """If this fails, finished runs of earlier versions are no longer found: a new field must be marked as added."""
+    config, run_id = GOLDEN[name]
+    assert config.run_id == run_id
+    assert RunConfig.from_dict(config.to_dict()) == config
+
+
+def test_every_added_field_is_among_them():
+    added = {
+        f"{part}.{f.name}"
+        for part in ("model", "data", "optim", "schedule")
+        for f in dataclasses.fields(getattr(RunConfig(), part))
+        if "added" in f.metadata
+    }
+    assert added <= {name.partition("=")[0] for name in GOLDEN}
