@@ -16,12 +16,16 @@ REMEDIES = {
 } | dict.fromkeys(("sweep.json", "plan.json", "execution.json"), "launch the sweep again, which writes it anew")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `path` whole or not at all: a temporary file in the same folder, flushed to disk, then renamed."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes `path` whole or not at all: a temporary file in the same folder, flushed to disk, then renamed.
+
+    Where `path` is a link, the link is replaced and what it leads to is left alone.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "w") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -8,7 +8,7 @@ line in log N through the other sizes, in units of how far those lie from it.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pandas as pd
 from analysis.text import text_table
 from models.errors import InputError
 from scaling.folder import read_config, read_json, write_atomically
+from scaling.trust import check_hook
 from sweeps.table import run_folders, table
 from sweeps.tuning import optimum
 
@@ -115,11 +116,12 @@ def deviations(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def coordinates(folder: Path | str) -> dict:
+def coordinates(folder: Path | str, allowed: Collection[str] = ()) -> dict:
     """The coordinate check of a sweep's own models, one a size with its own settings: {"axis", "slopes"} of each
     parametrisation, kept in coordinates.json for the report. Trains ten steps of each.
 
-    Raises InputError for fewer than three widths and fewer than three depths.
+    Raises InputError for fewer than three widths and fewer than three depths, and for a run whose optimiser is a hook
+    module:function that is not `allowed`: a folder may be somebody else's.
     """
     from scaling.engine.coordinates import changes_over, slopes  # JAX, which the other checks do without
 
@@ -128,6 +130,7 @@ def coordinates(folder: Path | str) -> dict:
     for path in run_folders(folder):
         if (path / "config.json").exists():
             config = read_config(path)
+            check_hook(config, allowed)
             sizes.setdefault(config.model.parametrization, {}).setdefault(config.model, config)
     kept = {}
     for parametrization, configs in sizes.items():

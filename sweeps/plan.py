@@ -20,6 +20,7 @@ from models.errors import InputError
 from scaling.config import RunConfig, ScheduleConfig
 from scaling.engine.schedules import learning_rates, weight_decays
 from scaling.folder import read_json, write_atomically
+from scaling.trust import check_run_id
 
 LEAST_SHARE = 0.05  # of a run's steps: below it, waiting for a trunk costs more than it saves
 
@@ -142,7 +143,12 @@ def read_plan(folder: Path) -> tuple[str, tuple[Unit, ...]]:
     said: dict[str, Any] = read_json(folder / "plan.json")
     try:
         units = tuple(
-            Unit(RunConfig.from_dict(row["config"]), row["after"], int(row["at"]), tuple(row["saves"]))
+            Unit(
+                RunConfig.from_dict(row["config"]),
+                row["after"] and check_run_id(row["after"], folder / "plan.json"),
+                int(row["at"]),
+                tuple(row["saves"]),
+            )
             for row in said["units"]
         )
         return str(said["launch"]), units

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.text import text_table
+from analysis.text import printable, text_table
 from models.errors import InputError
 from scaling.config import RunConfig
 from scaling.folder import read_config, read_json, read_result
@@ -326,12 +326,12 @@ def status_text(status: dict[str, Any]) -> str:
         lines.append(f"forecast of the final loss: {law}{outside}")
     elif counted["running"] or counted["waiting"]:
         lines.append(f"no forecast: {forecast['why']}")
-    lines += [f"note: {note}" for note in status["notes"]]
+    lines += [printable(f"note: {note}") for note in status["notes"]]
     for run in runs:  # before the table, which may be longer than the terminal
         if run["status"] in ("failed", "damaged"):
             tried = f", attempt {run['attempts']}" if run.get("attempts") else ""
-            lines += ["", f"{run['run']} {run['status']}{tried}: {run['reason']}"]
-            lines += [f"    {line}" for line in run.get("log", ())]
+            lines += ["", printable(f"{run['run']} {run['status']}{tried}: {run['reason']}")]
+            lines += [f"    {printable(line)}" for line in run.get("log", ())]
             lines += [f"    {run['remedy']}"] if "remedy" in run else []
     header = ["run", "status", "N", "D", "step", "loss", "forecast", "left"]
     lines += ["", text_table([header, *(row_of(run) for run in runs)])]

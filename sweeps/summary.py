@@ -1,5 +1,6 @@
 """From a sweep's folder and its fitted study to what a person reads: the tables, summary.json and report.html."""
 
+import io
 import json
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from analysis.report.findings import Study
 from analysis.report.page import text_report, write_report
 from analysis.report.plots import figure_compute, figure_predicted, figure_tokens
 from scaling.folder import read_json, write_atomically
+from scaling.trust import check_links
 from sweeps.cost import duration
 from sweeps.health import coordinates_text, health, health_line, health_text
 from sweeps.launch.local import seconds_of
@@ -48,6 +50,7 @@ def report(study: Study, folder: Path, facts: dict[str, Any], started: float) ->
     `seconds` of the summary: all launches of the sweep, preparing the corpus included, and this analysis, which began
     at `started` (time.monotonic).
     """
+    check_links(folder)
     name, tuning = facts["name"], health(folder)
     checks = [health_line(tuning), coordinates_text(folder)]
     facts = facts | {"tuning": "; ".join(filter(None, checks))}
@@ -56,7 +59,9 @@ def report(study: Study, folder: Path, facts: dict[str, Any], started: float) ->
     (folder / "figures").mkdir(exist_ok=True)
     for figure in (figure_compute, figure_tokens, figure_predicted):
         made = folder / "figures" / f"{figure.__name__.removeprefix('figure_')}.png"
-        figure(study).savefig(made, dpi=150)
+        picture = io.BytesIO()
+        figure(study).savefig(picture, dpi=150)
+        write_atomically(made, picture.getvalue())
     flops = {"flops": facts["flops"], "flops_spent": facts["flops"], "flops_wanted": facts["flops_wanted"]}
     summary = {"name": name, "seconds": seconds, **flops, **study.to_json()}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")

@@ -10,6 +10,7 @@ from models.errors import InputError
 from scaling.config import RunConfig
 from scaling.engine.lease import holder
 from scaling.folder import read_config, read_json, read_result
+from scaling.trust import check_run_id, check_sweep_links
 
 COLUMNS = [
     "run", "status", "n_nonembedding", "n_compute", "n_total", "tokens", "unique_tokens", "flops", "flops_6nd",
@@ -29,9 +30,10 @@ def run_folders(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: no such folder; give the folder of a sweep or of a run")
     if (folder / "sweep.json").exists():
         runs = read_json(folder / "sweep.json").get("runs")
-        if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
+        if not isinstance(runs, list):
             raise InputError(f"{folder / 'sweep.json'}: has no list of runs; launch the sweep again")
-        return [folder / "runs" / run for run in runs]
+        check_sweep_links(folder)
+        return [folder / "runs" / check_run_id(run, folder / "sweep.json") for run in runs]
     if (folder / "config.json").exists():
         return [folder]
     found = sorted(p.parent for p in [*folder.glob("*/config.json"), *folder.glob("runs/*/config.json")])

@@ -20,6 +20,7 @@ import numpy as np
 from models.errors import InputError
 from scaling.config import canonical_json
 from scaling.folder import write_atomically
+from scaling.trust import open_log
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the same command continues
 SUPERVISED = "SCALING_SUPERVISED"  # set in the process that trains: the file in which it notes that it has joined
@@ -102,7 +103,7 @@ def supervise(command: Sequence[str], name: str, folder: Path) -> int:
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"host-{name}.log"
-    with open(log, "wb") as errors, tempfile.NamedTemporaryFile("r") as marker:
+    with open_log(log, "wb") as errors, tempfile.NamedTemporaryFile("r") as marker:
         environment = {**os.environ, SUPERVISED: marker.name}
         child = subprocess.Popen(command, stderr=errors, env=environment, preexec_fn=end_with_parent)
         for number in (signal.SIGTERM, signal.SIGINT):

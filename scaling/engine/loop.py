@@ -38,6 +38,7 @@ from scaling.engine.sharding import batch_sharding, check_mesh, make_mesh, repli
 from scaling.engine.tracking import check_sinks, open_sinks
 from scaling.execution import Execution
 from scaling.folder import check_run_folder, open_run, read_json, read_result, write_atomically
+from scaling.trust import check_links
 
 CHUNK_SECONDS = 0.25  # the calls are kept about this long, so that a signal or a NaN is noticed soon
 PROGRESS_SECONDS = 1.0
@@ -111,6 +112,7 @@ def check(config: RunConfig, folder: Path, execution: Execution, mesh: Mesh) -> 
 def begin(config: RunConfig, folder: Path, store: TokenStore) -> None:
     """The run's folder, ready to be trained in. The caller holds the lease."""
     folder.mkdir(parents=True, exist_ok=True)
+    check_links(folder)
     open_run(folder, config)
     check_corpus(folder, store)
     (folder / "failed.json").unlink(missing_ok=True)

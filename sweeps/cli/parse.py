@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from analysis.text import printable
 from models.errors import did_you_mean
 
 EXIT_BAD_INPUT = 2
@@ -20,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def fail(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     raise SystemExit(EXIT_BAD_INPUT)
 
 

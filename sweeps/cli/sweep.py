@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from analysis.text import printable
 from models.errors import InputError
 from sweeps.cli.parse import add_execution, command, fail, number, whole
 
@@ -84,13 +85,16 @@ def cmd_sweep(argv: list[str]) -> int:
         with Progress() as progress:
             state = local.launch(sweep, folder, placement.workers, execution, progress.show, began, not args.no_sharing)
     else:
+        from scaling.trust import hooks
+        from sweeps.launch.engine import worker_command
+
         local.write_launch(sweep, folder, execution, not args.no_sharing)
         if args.on == "slurm":
-            state = slurm.launch(folder, placement, say, wait=args.wait)
+            state = slurm.launch(folder, placement, say, args.wait, worker_command(folder, hooks(sweep.runs)))
             if not args.wait:
                 return 0
         else:
-            state = ray.launch(folder, placement, say)
+            state = ray.launch(folder, placement, say, worker_command(folder, hooks(sweep.runs)))
     ends = f"{state.finished} finished, {state.diverged} diverged, {len(state.failed)} failed"
     print(f"{name}: {ends} in {time.monotonic() - began:.0f} s")
     if state.failed:
@@ -99,7 +103,7 @@ def cmd_sweep(argv: list[str]) -> int:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def dry_run(args: argparse.Namespace, sweep, folder: Path, workers: int | None) -> int:
@@ -199,6 +203,13 @@ def cmd_health(argv: list[str]) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--coordinates", action="store_true", help="train ten steps of each size: the coordinate check")
+    parser.add_argument(
+        "--allow-hook",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="an optimiser that a run of the folder names, which --coordinates may import and call",
+    )
     args = parser.parse_args(argv)
 
     from sweeps.health import coordinates, coordinates_text, health, health_text
@@ -208,7 +219,7 @@ def cmd_health(argv: list[str]) -> int:
         from scaling.engine.runtime import set_up_jax
 
         set_up_jax()
-        coordinates(args.folder)
+        coordinates(args.folder, args.allow_hook)
     if said := coordinates_text(args.folder):
         print(said)
     return 0
@@ -239,9 +250,9 @@ class Progress:
         if self.bar is not None:
             self.bar.update(self.task, completed=self.share(state), description=left)
             if line:
-                self.bar.console.print(line, highlight=False, markup=False)
+                self.bar.console.print(printable(line), highlight=False, markup=False)
         elif line:
-            print(f"{line}  {left}" if left else line, flush=True)
+            say(f"{line}  {left}" if left else line)
 
     def share(self, state) -> float:
         return (state.done_flops + sum(state.partial_flops.values())) / state.total_flops

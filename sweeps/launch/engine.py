@@ -18,6 +18,7 @@ from pathlib import Path
 from models.errors import InputError
 from scaling.engine.hosts import EXIT_PREEMPTED, end_with_parent
 from scaling.folder import read_json, read_result
+from scaling.trust import check_run_id, open_log
 from sweeps.launch.placement import Placement
 
 EXIT_INPUT = 2  # the worker's word for bad input: another start would end the same way
@@ -44,7 +45,7 @@ class Standing:
 
 def standing(folder: Path) -> Standing:
     """Raises InputError where the folder is not that of a sweep."""
-    ids = read_json(folder / "sweep.json")["runs"]
+    ids = [check_run_id(run, folder / "sweep.json") for run in read_json(folder / "sweep.json")["runs"]]
     statuses, failed = [], {}
     for run in ids:
         result = read_result(folder / "runs" / run)
@@ -56,8 +57,10 @@ def standing(folder: Path) -> Standing:
     return Standing(len(ids), statuses.count("finished"), statuses.count("diverged"), failed)
 
 
-def worker_command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "sweeps.launch.worker", str(folder.absolute())]
+def worker_command(folder: Path, hooks: Sequence[str] = ()) -> list[str]:
+    """`hooks`: those of the definition; the worker trains no run of the folder that names another."""
+    allowed = [word for hook in hooks for word in ("--allow-hook", hook)]
+    return [sys.executable, "-m", "sweeps.launch.worker", str(folder.absolute()), *allowed]
 
 
 def workers_wanted(placement: Placement, runs_left: int) -> int:
@@ -122,7 +125,7 @@ class Attended:
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's notice may reach all processes of a step
 
         with contextlib.ExitStack() as stack:
-            errors = stack.enter_context(open(self.log, "ab")) if self.log else None
+            errors = stack.enter_context(open_log(self.log, "ab")) if self.log else None
             pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": errors}
             return subprocess.Popen(self.command, text=True, preexec_fn=prepare, **pipes)
 

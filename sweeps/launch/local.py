@@ -14,10 +14,9 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,8 +27,10 @@ from scaling.config import canonical_json, check_fits
 from scaling.data.store import open_store
 from scaling.execution import Execution
 from scaling.folder import check_run_folder, holds_only, read_json, read_result, write_atomically
+from scaling.trust import check_sweep_links, hooks, open_log
 from sweeps.cost import remember_speed
 from sweeps.define import Sweep
+from sweeps.launch.engine import worker_command
 from sweeps.launch.worker import ATTEMPTS, EXIT_PREEMPTED, Queue
 from sweeps.plan import Unit, plan_in, read_plan, write_plan
 from sweeps.table import planned_row
@@ -65,6 +66,7 @@ def prepare(name: str, sweep: Sweep, folder: Path) -> None:
     of_a_sweep = any((folder / name).exists() for name in ("sweep.json", "plan.json"))
     if folder.exists() and not of_a_sweep and not holds_only(folder):
         raise InputError(f"--out {folder}: not empty and not the folder of a sweep; choose another")
+    check_sweep_links(folder)
     corpora = check(sweep)
     for config in sweep.runs:
         run = folder / "runs" / config.run_id
@@ -133,7 +135,7 @@ def launch(
     """
     started = time.monotonic() if began is None else began
     units = write_launch(sweep, folder, execution or Execution(), sharing)
-    queue = Queue(folder, *read_plan(folder))
+    queue, allowed = Queue(folder, *read_plan(folder)), hooks(sweep.runs)
     state = State(sum(u.flops for u in units.values()), len(units))
     counted: set[str] = set()
 
@@ -174,7 +176,9 @@ def launch(
 
         def start(place: int) -> None:
             stillborn[place] += 1
-            pool[place] = Worker(start_worker(folder, places[place], folder / "logs" / f"worker-{place}.log"), place)
+            pool[place] = Worker(
+                start_worker(folder, places[place], folder / "logs" / f"worker-{place}.log", allowed), place
+            )
             selector.register(pool[place].process.stdout, selectors.EVENT_READ, place)
 
         def failed(unit: Unit, reason: str, again: bool) -> str:
@@ -348,13 +352,13 @@ def has_tpu() -> bool:
     return any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
-def start_worker(folder: Path, place: dict[str, str], log: Path) -> subprocess.Popen:
+def start_worker(folder: Path, place: dict[str, str], log: Path, hooks: Sequence[str] = ()) -> subprocess.Popen:
     environment = dict(os.environ)
     if "gpu" in place:
         environment["CUDA_VISIBLE_DEVICES"] = place["gpu"]
-    command = [sys.executable, "-m", "sweeps.launch.worker", str(folder), "--parent", str(os.getpid())]
+    command = [*worker_command(folder, hooks), "--parent", str(os.getpid())]
     command += ["--cores", place["cores"]] if "cores" in place else []
-    with open(log, "ab") as file:
+    with open_log(log, "ab") as file:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, env=environment, bufsize=0
         )

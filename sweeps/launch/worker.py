@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from scaling.config import canonical_json
 from scaling.engine.lease import Busy, Held, Leases, holder, lease
 from scaling.execution import Execution
 from scaling.folder import read_json, write_atomically
+from scaling.trust import check_hook, check_sweep_links
 from sweeps.cost import shape_key
 from sweeps.plan import Unit, read_plan, sources
 
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cores", default="", help="cores to be pinned to, such as 0 or 0,1")
     parser.add_argument("--parent", type=int, help="process id of the launcher, with which this one ends")
+    parser.add_argument("--allow-hook", action="append", default=[], help="module:function that a run may name")
     args = parser.parse_args(argv)
     if args.parent:
         die_with(args.parent)
@@ -68,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     from scaling.engine.runtime import set_up_jax
     from scaling.execution import mesh_sizes
 
+    check_sweep_links(args.folder)
     execution = Execution(**read_json(args.folder / "execution.json"))
     together = hosts.detected(os.environ)
     set_up_jax(1 if together else math.prod(mesh_sizes(execution.mesh).values()))
@@ -79,14 +82,16 @@ def main(argv: list[str] | None = None) -> int:
         channel.write(json.dumps({"event": event, **fields}) + "\n")
 
     say("ready")
-    return work(args.folder, execution, say, stop.is_set)
+    return work(args.folder, execution, say, stop.is_set, args.allow_hook)
 
 
-def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Callable[[], bool]) -> int:
+def work(
+    folder: Path, execution: Execution, say: Callable[..., None], stop: Callable[[], bool], hooks: Collection[str] = ()
+) -> int:
     """Trains runs of the sweep in `folder` until none is left (0), or `stop()` is true and the state saved (75).
 
-    Events said: begin, note, progress, done, failed; each with `run`. Of several hosts that train together, the first
-    chooses and the others follow.
+    `hooks`: those that a run may name. Events said: begin, note, progress, done, failed; each with `run`. Of several
+    hosts that train together, the first chooses and the others follow.
     """
     from scaling.engine.hosts import agree
     from scaling.engine.loop import Preempted, first_host
@@ -121,6 +126,8 @@ def work(folder: Path, execution: Execution, say: Callable[..., None], stop: Cal
             for run, count in attempts.items():
                 say("begin", run=run, attempts=count)
             try:
+                for unit, _ in team:
+                    check_hook(unit.config, hooks)
                 for result in trained(team, queue, execution, say, stop):
                     run, timing, device = result["run"], result["timing"], result["where"]["device"]
                     queue.over.add(run)
