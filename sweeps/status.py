@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.errors import InputError as AnalysisInputError
 from analysis.text import printable, text_table
 from models.errors import InputError
 from scaling.config import RunConfig
@@ -287,7 +288,7 @@ def add_forecasts(runs: Sequence[dict[str, Any]], law: Any) -> dict[str, Any]:
             outside = fit.outside(run["n_compute"], run["tokens"])
             if outside:
                 run["forecast_note"] = outside
-    except ValueError as error:  # the InputError of analysis, of which the one of models knows nothing
+    except AnalysisInputError as error:
         return {"law": None, "why": " ".join(str(error).split())}
     return {"law": named, "runs": len(done), "noise": float(fit.noise["sigma"])}
 

@@ -19,10 +19,10 @@ import numpy as np
 
 from models.errors import InputError
 from scaling.config import canonical_json
+from scaling.exit_codes import BAD_INPUT, DONE, FAILED, PREEMPTED
 from scaling.folder import write_atomically
 from scaling.trust import open_log
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the same command continues
 SUPERVISED = "SCALING_SUPERVISED"  # set in the process that trains: the file in which it notes that it has joined
 
 
@@ -111,14 +111,14 @@ def supervise(command: Sequence[str], name: str, folder: Path) -> int:
         code = child.wait()
         joined = bool(Path(marker.name).read_text())
     said = log.read_text(errors="replace").strip().splitlines()
-    if code in (0, 1, EXIT_PREEMPTED):
+    if code in (DONE, FAILED, PREEMPTED):
         return code
     if code == -signal.SIGABRT and not joined:  # JAX ends a process that finds no coordinator from inside
         said = [
             "error: --coordinator: the processes did not meet in time; is process 0 running there, and all of them?"
         ]
-        code = 2
-    if code == 2:  # bad input: nothing is to stay behind
+        code = BAD_INPUT
+    if code == BAD_INPUT:  # bad input: nothing is to stay behind
         print(said[-1] if said else "error: bad input", file=sys.stderr)
         log.unlink()
         if made and not any(folder.iterdir()):
@@ -131,7 +131,7 @@ def supervise(command: Sequence[str], name: str, folder: Path) -> int:
     if (folder / "config.json").exists() and not (folder / "result.json").exists():
         write_atomically(folder / "failed.json", canonical_json({"reason": reason, "at": 1}))
     print(f"error: {reason}; {newest}; the same command on all hosts continues (log: {log})", file=sys.stderr)
-    return EXIT_PREEMPTED
+    return PREEMPTED
 
 
 def end_with_parent() -> None:

@@ -9,13 +9,15 @@ import sys
 import warnings
 from pathlib import Path
 
-from models.errors import did_you_mean
+from analysis.errors import InputError as AnalysisInputError
+from models.errors import InputError, did_you_mean
+from scaling.exit_codes import BAD_INPUT, DONE, FAILED, PREEMPTED
 from sweeps.cli import bench
 from sweeps.cli import laws as analysis_commands
 from sweeps.cli import sweep as sweep_commands
-from sweeps.cli.parse import EXIT_BAD_INPUT, Parser, add_execution, command, fail, number, positive, whole
+from sweeps.cli.parse import Parser, add_execution, command, fail, number, positive, whole
 
-EXIT_PREEMPTED = 75
+BAD_INPUT_ERRORS = (InputError, AnalysisInputError)  # neither room imports the other
 
 DESCRIPTION = "Train small language models over N and D, fit the scaling law, predict the large one."
 EPILOG = """examples:
@@ -41,22 +43,18 @@ def main(argv: list[str] | None = None) -> int:
         for name, (_, summary) in COMMANDS.items():
             print(f"  {name:12s} {summary}")
         print("\n" + EPILOG + "\n\nscaling COMMAND --help tells the options of each.")
-        return 0 if argv else EXIT_BAD_INPUT
+        return DONE if argv else BAD_INPUT
     if argv[0] not in COMMANDS:
         fail(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; see scaling --help")
     warnings.formatwarning = lambda message, category, *_: f"note: {message}\n"  # one line, no place in our source
     try:
-        return COMMANDS[argv[0]][0](argv[1:]) or 0
+        return COMMANDS[argv[0]][0](argv[1:]) or DONE
     except BrokenPipeError:
         sys.stderr.close()
-        return 1
+        return FAILED
     except KeyboardInterrupt:
         return 130
-    except ValueError as error:
-        if (
-            type(error).__name__ != "InputError"
-        ):  # models and analysis each have their own, and neither imports the other
-            raise
+    except BAD_INPUT_ERRORS as error:
         fail(str(error))
     except OSError as error:  # a folder that cannot be written, a full disk
         fail(f"{error.filename or 'file'}: {error.strerror or error}")
@@ -121,7 +119,7 @@ def cmd_plan_memory(argv: list[str]) -> int:
     limit = None if args["device_memory"] is None else int(args["device_memory"] * 2**30)
     result = plan(config, execution, not args["no_compile"], limit)
     print(json.dumps(result) if args["json"] else plan_text(result))
-    return 0
+    return DONE
 
 
 def cmd_train(argv: list[str]) -> int:
@@ -173,14 +171,14 @@ def cmd_train(argv: list[str]) -> int:
             result = train(config, folder, execution, stop.requested, print, print_progress)
         except Preempted as stopped:
             print(stopped)
-            return EXIT_PREEMPTED
+            return PREEMPTED
         except Busy as busy:
             fail(str(busy))
     if result["status"] != "finished":
         print(f"diverged at step {result['diverged_at_step']}; lower optim.lr and train into another folder")
-        return 1
+        return FAILED
     print(f"loss {result['loss']:.4f} nats/token, {result['bits_per_byte']:.4f} bits/byte on the validation split")
-    return 0
+    return DONE
 
 
 IMPLEMENTATION = {  # option: (type, help); none of them changes a result beyond rounding

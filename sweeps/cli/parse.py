@@ -5,8 +5,7 @@ import sys
 
 from analysis.text import printable
 from models.errors import did_you_mean
-
-EXIT_BAD_INPUT = 2
+from scaling.exit_codes import BAD_INPUT
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
 def fail(message: str) -> None:
     print("error: " + printable(" ".join(message.split())), file=sys.stderr)
-    raise SystemExit(EXIT_BAD_INPUT)
+    raise SystemExit(BAD_INPUT)
 
 
 def command(name: str, example: str, description: str) -> Parser:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import InputError
-from scaling.engine.hosts import EXIT_PREEMPTED, end_with_parent
+from scaling.engine.hosts import end_with_parent
+from scaling.exit_codes import BAD_INPUT, PREEMPTED
 from scaling.folder import read_json, read_result
 from scaling.trust import check_run_id, open_log
 from sweeps.launch.placement import Placement
 
-EXIT_INPUT = 2  # the worker's word for bad input: another start would end the same way
 STARTS = 3  # of a worker that dies at one place, before the place is given up
 MOST_WORKERS = 8  # where the placement does not say how many
 
@@ -83,7 +83,7 @@ class Attended:
     def work(self, starts: int = STARTS) -> int:
         """The exit code of the worker: 0 nothing is left to do, 75 it has left on request, 2 bad input, else it died
         `starts` times."""
-        code = EXIT_PREEMPTED
+        code = PREEMPTED
         for _ in range(starts):
             if self.asked:
                 break
@@ -96,7 +96,7 @@ class Attended:
                 time.sleep(0.1)
             code = self.child.returncode
             reader.join(5)
-            if code in (0, EXIT_INPUT) or self.asked:
+            if code in (0, BAD_INPUT) or self.asked:
                 break
             reason = f"its worker died with signal {-code}" if code < 0 else f"its worker died with exit code {code}"
             print(reason, flush=True)

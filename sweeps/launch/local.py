@@ -22,16 +22,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.errors import InputError as AnalysisInputError
 from models.errors import InputError
 from scaling.config import canonical_json, check_fits
 from scaling.data.store import open_store
 from scaling.execution import Execution
+from scaling.exit_codes import PREEMPTED
 from scaling.folder import check_run_folder, holds_only, read_json, read_result, write_atomically
 from scaling.trust import check_sweep_links, hooks, open_log
 from sweeps.cost import remember_speed
 from sweeps.define import Sweep
 from sweeps.launch.engine import worker_command
-from sweeps.launch.worker import ATTEMPTS, EXIT_PREEMPTED, Queue
+from sweeps.launch.worker import ATTEMPTS, Queue
 from sweeps.plan import Unit, plan_in, read_plan, write_plan
 from sweeps.table import planned_row
 
@@ -113,7 +115,7 @@ def check(sweep: Sweep) -> dict[str, str]:
         planned = pd.DataFrame([planned_row(config) for config in sweep.runs])
         try:
             read_runs(planned.assign(status="finished", loss=1.0), holdout=sweep.holdout)
-        except ValueError as error:  # the InputError of analysis, which knows it as an option
+        except AnalysisInputError as error:  # which knows it as an option
             raise InputError(str(error).replace("--holdout", "holdout")) from None
     return corpora
 
@@ -274,7 +276,7 @@ def launch(
         log.write(time.monotonic() - started)
         count_finished()  # those that another launcher trained
         if stopping and len(counted) + len(state.failed) < state.runs:
-            raise SystemExit(EXIT_PREEMPTED)
+            raise SystemExit(PREEMPTED)
     return state
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
-from scaling.engine.hosts import EXIT_PREEMPTED
+from scaling.exit_codes import PREEMPTED
 from sweeps.launch.engine import Attended, Standing, follow, standing, worker_command, workers_wanted
 from sweeps.launch.placement import Placement
 
@@ -71,7 +71,7 @@ def launch(
         except KeyboardInterrupt:
             show("stopping: workers save their state; launch again to continue")
             stop(ray, tasks)
-            raise SystemExit(EXIT_PREEMPTED) from None
+            raise SystemExit(PREEMPTED) from None
         for done in ended(ray, tasks):
             if said := trouble(ray, done):
                 show(said)

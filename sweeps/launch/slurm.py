@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
+from scaling.exit_codes import BAD_INPUT
 from scaling.folder import read_json, write_atomically
 from sweeps.launch.engine import (
-    EXIT_INPUT,
     STARTS,
     Attended,
     Standing,
@@ -159,7 +159,7 @@ class Work:
         signal.signal(signal.SIGTERM, lambda *_: self.worker.leave())
         # A host that dies takes the others' JAX with it: all start again together.
         code = self.worker.work(starts=1 if self.nodes > 1 else STARTS)
-        if self.nodes > 1 and code not in (0, EXIT_INPUT) and not self.worker.asked:
+        if self.nodes > 1 and code not in (0, BAD_INPUT) and not self.worker.asked:
             requeue(os.environ)
         if code:
             raise SystemExit(code)  # not an error for submitit to keep

@@ -29,12 +29,12 @@ from models.sizing import training_bytes
 from scaling.config import canonical_json
 from scaling.engine.lease import Busy, Held, Leases, holder, lease
 from scaling.execution import Execution
+from scaling.exit_codes import PREEMPTED
 from scaling.folder import read_json, write_atomically
 from scaling.trust import check_hook, check_sweep_links
 from sweeps.cost import shape_key
 from sweeps.plan import Unit, read_plan, sources
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped on request, state saved, the same command continues
 ATTEMPTS = (
     3  # per run and launch: a run that raises or loses its worker is tried again; bad input and divergence are not
 )
@@ -109,7 +109,7 @@ def work(
             choices = agree(chosen, queue.number)
             chosen = int(choices[0, 0])
             if agree(stop())[:, 0].any():
-                return EXIT_PREEMPTED
+                return PREEMPTED
             if chosen == NOTHING:
                 return 0
             # Or hosts that do not all see the newest plan yet.

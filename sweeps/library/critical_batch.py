@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from models.errors import InputError
+from scaling.exit_codes import BAD_INPUT, DONE
 from sweeps.define import Sweep, grid, union
 from sweeps.library._family import base, horizons, models, tuned
 
@@ -82,8 +83,8 @@ def main(arguments: list[str]) -> int:
         print(critical_batch(table(Path(arguments[0])), *map(float, arguments[1:])))
     except ValueError as error:  # the InputError of models and of analysis, and a loss that is no number
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return BAD_INPUT
+    return DONE
 
 
 if __name__ == "__main__":
