@@ -57,18 +57,6 @@ def read_config(folder: Path) -> RunConfig:
         raise InputError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The content of result.json, or None while the run is not finished. Raises InputError where it is no result."""
-    path = folder / "result.json"
-    if not path.exists():
-        return None
-    result = read_json(path)
-    loss, status = result.get("loss"), result.get("status")
-    if not (status == "finished" and isinstance(loss, float)) and not (status == "diverged" and loss is None):
-        raise InputError(f"{path}: status {status!r} with loss {loss!r} is no result; remove it and launch again")
-    return result
-
-
 def check_run_folder(folder: Path, config: RunConfig) -> None:
     """Raises InputError where `folder` holds another run, or something that is no run. Makes nothing."""
     path = folder / "config.json"

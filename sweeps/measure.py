@@ -136,9 +136,9 @@ def main() -> None:
         few = dataclasses.replace(config, tokens=steps * config.tokens_per_step)
         began = time.monotonic()
         result = train(few, Path(job["folder"]) / name, Execution())
-        a_step = result["timing"].get("seconds_per_step")
+        a_step = result.timing.get("seconds_per_step")
         seconds = time.monotonic() - began
-        return {"a_step": a_step, "beyond": seconds - (a_step or 0.0) * few.steps, "device": result["where"]["device"]}
+        return {"a_step": a_step, "beyond": seconds - (a_step or 0.0) * few.steps, "device": result.where["device"]}
 
     for number, fields in job["shapes"]:
         config = RunConfig.from_dict(fields)

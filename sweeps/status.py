@@ -18,7 +18,8 @@ from analysis.errors import InputError as AnalysisInputError
 from analysis.text import printable, text_table
 from models.errors import InputError
 from scaling.config import RunConfig
-from scaling.folder import read_config, read_json, read_result
+from scaling.folder import read_config, read_json
+from scaling.result import RunResult, flops_by_step, read_result
 from sweeps.cost import Job, duration, interpolated, schedule_seconds
 from sweeps.plan import Unit, read_plan
 from sweeps.table import is_held, read_progress, run_folders
@@ -103,7 +104,7 @@ def run_status(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
         remedy = f"move {folder} away and launch again"
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         damaged = {"status": "damaged", "reason": " ".join(reason.split()), "remedy": remedy}
-        return entry | (flops_of(unit.config, unit.at, 0.0) if unit else {}) | damaged
+        return entry | (sizes(unit.config, unit.at) if unit else {}) | damaged
 
 
 def looked_at(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
@@ -124,10 +125,9 @@ def looked_at(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
     state = state if isinstance(state, dict) else {}
     step, loss = number(state, "step"), number(state, "loss")
     if step is None:  # not begun, as far as is known: as planned
-        entry |= flops_of(config, unit.at if unit else 0, 0.0)
+        entry |= sizes(config, unit.at if unit else 0)
     else:
-        at = min(branched_at(folder), step)
-        entry |= flops_of(config, at, step - at)
+        entry |= sizes(config, min(branched_at(folder), step), step)
     entry |= {"step": step, "loss": loss}
     if entry["status"] == "running":
         rate = number(state, "tokens_per_second")
@@ -146,42 +146,31 @@ def branched_at(folder: Path) -> int:
         return 0
 
 
-def ended(folder: Path, config: RunConfig, result: dict[str, Any]) -> dict[str, Any]:
+def ended(folder: Path, config: RunConfig, result: RunResult) -> dict[str, Any]:
     """The entry of a run with a result."""
-    if result.get("run") != config.run_id:
+    if result.run != config.run_id:
         raise InputError(f"{folder}: result.json is not of this config")
-    loss, last = result["loss"], config.steps
-    if loss is not None and not 0 < loss < math.inf:
-        raise InputError(f"{folder / 'result.json'}: loss {loss!r} is no loss")
-    if result["status"] == "diverged":
-        last = min(number(result, "diverged_at_step", config.steps), config.steps)
-    at = min(number(result, "branched_at_step", 0), last)
-    entry = {"status": result["status"], "loss": loss, "step": last, **flops_of(config, at, last - at)}
-    entry["flops_left"] = 0.0
-    if result["status"] == "finished":
-        entry["flops_spent"] = number(result, "flops_spent", entry["flops_spent"])
-        entry["flops_shared"] = config.flops - entry["flops_spent"]
-    timing = result.get("timing")
-    timing = timing if isinstance(timing, dict) else {}
-    a_step, seconds = number(timing, "seconds_per_step"), number(timing, "seconds", 0.0)
+    entry = {"status": result.status, "loss": result.loss, "step": result.last_step}
+    entry |= sizes(config, result.branched_at_step, result.last_step) | {"flops_left": 0.0}
+    a_step, seconds = result.timing.get("seconds_per_step"), result.timing.get("seconds", 0.0)
     if a_step:
-        trained = last - number(timing, "resumed_at_step", at)
+        trained = result.last_step - result.timing.get("resumed_at_step", result.branched_at_step)
         rest = max(0.0, seconds - trained * a_step)
         entry["pace"] = (config.counts.n_compute, config.flops / config.steps / a_step, rest)
     return entry
 
 
-def flops_of(config: RunConfig, at: int, own: float) -> dict[str, Any]:
-    """Sizes and FLOPs of a run that begins at step `at` and has made `own` steps since."""
-    a_step = config.flops / config.steps
+def sizes(config: RunConfig, at: int, done: int = 0) -> dict[str, Any]:
+    """Sizes and FLOPs of a run that began at step `at` and has come to step `done`."""
+    flops = flops_by_step(config.flops, config.steps, at, done)
     return {
         "n_compute": config.counts.n_compute,
         "tokens": config.trained_tokens,
         "steps": config.steps,
-        "flops": config.flops,
-        "flops_spent": a_step * own,
-        "flops_shared": a_step * at,
-        "flops_left": a_step * max(0, config.steps - at - own),
+        "flops": flops.whole,
+        "flops_spent": flops.spent,
+        "flops_shared": flops.ancestors,
+        "flops_left": flops.left,
     }
 
 

@@ -10,11 +10,11 @@ from analysis.report.findings import Study
 from analysis.report.page import text_report, write_report
 from analysis.report.plots import figure_compute, figure_predicted, figure_tokens
 from scaling.folder import read_json, write_atomically
+from scaling.result import read_result
 from scaling.trust import check_links
 from sweeps.cost import duration
 from sweeps.health import coordinates_text, health, health_line, health_text
 from sweeps.launch.local import seconds_of
-from sweeps.status import number
 from sweeps.table import run_folders
 
 
@@ -34,13 +34,11 @@ def describe(folder: Path) -> dict[str, Any]:
         "finished": 0,
     }
     for run in folders:
-        if (run / "result.json").exists():
-            result = read_json(run / "result.json")
-            wanted = number(result, "flops", 0.0)
-            facts["flops_wanted"] += wanted
-            facts["flops"] += number(result, "flops_spent", wanted)
-            facts["finished"] += result.get("status") == "finished"
-            facts["where"] = result.get("where")
+        if (result := read_result(run)) is not None:
+            facts["flops_wanted"] += result.flops
+            facts["flops"] += result.flops_spent
+            facts["finished"] += result.finished
+            facts["where"] = result.where
     return facts
 
 

@@ -1,5 +1,6 @@
 """Run folders -> one tidy pandas table, a row a run. Columns and units: docs/conventions.md. No JAX here."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -9,16 +10,13 @@ import pandas as pd
 from models.errors import InputError
 from scaling.config import RunConfig
 from scaling.engine.lease import holder
-from scaling.folder import read_config, read_json, read_result
+from scaling.folder import read_config, read_json
+from scaling.result import RunResult, read_result, result_of
 from scaling.trust import check_run_id, check_sweep_links
+from sweeps.define import field_paths, value_at
 
-COLUMNS = [
-    "run", "status", "n_nonembedding", "n_compute", "n_total", "tokens", "unique_tokens", "flops", "flops_6nd",
-    "loss", "bits_per_byte", "train_loss", "d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "parametrization",
-    "seq_len",
-    "batch_size", "steps", "lr", "weight_decay", "b2", "schedule", "dtype", "seed", "data_seed", "source", "tokenizer",
-    "corpus",
-]  # fmt: skip
+# What depends on how a run was executed, if not on when and where: which run it branched from, and what that saved.
+EXECUTED = ("trunk", "branched_at_step", "flops_own", "flops_spent", "flops_ancestors")
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -45,11 +43,14 @@ def run_folders(folder: Path) -> list[Path]:
 def table(folder: Path | str) -> pd.DataFrame:
     """The runs of a folder that have begun, cheapest first. `status`: finished, diverged, failed, running, unfinished.
 
-    `loss` is missing unless finished. Nothing in it depends on when or where a run was trained.
+    `loss` is missing unless finished. `trunk`: the run that made its first steps, itself where it did not branch, so
+    runs of one trunk share noise. But for EXECUTED, nothing in it depends on when or where a run was trained.
     Raises InputError, naming the file, for a damaged run folder, or where runs saw two versions of a corpus.
     """
     rows = [row(path) for path in run_folders(Path(folder))]
-    frame = pd.DataFrame([r for r in rows if r is not None], columns=COLUMNS)
+    frame = pd.DataFrame([r for r in rows if r is not None], columns=list(planned_row(RunConfig())))
+    trunks = dict(zip(frame["run"], frame["trunk"], strict=True))
+    frame["trunk"] = [first_of(run, trunks) for run in trunks]
     for (source, _), runs in frame.groupby(["source", "tokenizer"]):
         versions = runs["corpus"].dropna().unique()
         if len(versions) > 1:
@@ -67,45 +68,48 @@ def row(folder: Path) -> dict | None:
             raise InputError(f"{folder}: has a result but no config.json; move the folder away and launch again")
         return None
     config, result = read_config(folder), read_result(folder)
-    if result is not None and result.get("run") != config.run_id:
+    if result is not None and result.run != config.run_id:
         raise InputError(f"{folder}: result.json is not of this config; move the folder away and launch again")
-    return planned_row(config) | {
-        "status": unfinished_status(folder) if result is None else result.get("status"),
-        **{name: (result or {}).get(name) for name in ("loss", "bits_per_byte", "train_loss", "corpus")},
-        **({"unique_tokens": result["unique_tokens"]} if result and "unique_tokens" in result else {}),
-    }
+    if result is None:
+        return planned_row(config) | {"status": unfinished_status(folder)}
+    return planned_row(config) | result_columns(result)
 
 
 def planned_row(config: RunConfig) -> dict:
-    """What a run's row holds before it is trained."""
-    counts = config.counts
-    return {
-        "run": config.run_id,
-        "status": "waiting",
-        **counts._asdict(),
-        "tokens": config.trained_tokens,
-        "unique_tokens": min(config.trained_tokens, (config.unique_windows or math.inf) * config.data.seq_len),
-        "flops": config.flops,
-        "flops_6nd": 6.0 * counts.n_compute * config.trained_tokens,
-        "d_model": config.model.d_model,
-        "n_layers": config.model.n_layers,
-        "n_heads": config.model.n_heads,
-        "d_ff": config.model.d_ff,
-        "vocab_size": config.model.vocab_size,
-        "parametrization": config.model.parametrization,
-        "seq_len": config.data.seq_len,
-        "batch_size": config.batch_size,
-        "steps": config.steps,
-        "lr": config.optim.lr,
-        "weight_decay": config.optim.weight_decay,
-        "b2": config.optim.b2,
-        "schedule": config.schedule.name,
-        "dtype": config.dtype,
-        "seed": config.seed,
-        "data_seed": config.data.seed,
-        "source": config.data.source,
-        "tokenizer": config.data.tokenizer,
-    }
+    """What a run's row holds before it is trained: all columns, None where only the result says."""
+    unique = min(config.trained_tokens, (config.unique_windows or math.inf) * config.data.seq_len)
+    known = result_columns(result_of(config, None, unique_tokens=unique))
+    unknown = ("loss", "bits_per_byte", "train_loss", "valid_tokens", "corpus", "diverged_at_step", *EXECUTED)
+    given = {column: value_at(config, path) for path, column in config_columns().items()}
+    return known | dict.fromkeys(unknown) | {"status": "waiting"} | {k: v for k, v in given.items() if k not in known}
+
+
+def result_columns(result: RunResult) -> dict:
+    """The plain values of a result. Its run, status, N, D, C, loss and corpus have the names of docs/conventions.md."""
+    values = {k: v for k, v in result.to_dict().items() if not isinstance(v, dict)}
+    return {"trunk" if name == "branched_from" else name: value for name, value in values.items()}
+
+
+@functools.cache
+def config_columns() -> dict[str, str]:
+    """The column of every field of a configuration, by path: the field's own name, or its part's for a part's `name`
+    ("schedule"); where a field nearer to the top or before it has that name, with the part before it ("data_seed").
+    """
+    columns: dict[str, str] = {}
+    for path in sorted(field_paths(), key=lambda path: path.count(".")):
+        part, _, name = path.rpartition(".")
+        column = part.replace(".", "_") if name == "name" else name
+        columns[path] = path.replace(".", "_") if column in columns.values() else column
+    return columns
+
+
+def first_of(run: str, trunks: dict[str, str | None]) -> str:
+    """The run that made the first steps of `run`, through branches of branches."""
+    seen = set()
+    while trunks.get(run) is not None and run not in seen:
+        seen.add(run)
+        run = trunks[run]
+    return run
 
 
 def unfinished_status(folder: Path) -> str:

@@ -49,7 +49,7 @@ def measure() -> list[dict[str, Any]]:
         def run(model: ModelConfig, seed: int, shape_is: str) -> None:
             config = RunConfig(model=model, data=DataConfig(seq_len=128), tokens=TOKENS, batch_size=2, seed=seed)
             began = time.perf_counter()
-            timing = train(config, Path(folder) / str(len(rows)))["timing"]
+            timing = train(config, Path(folder) / str(len(rows))).timing
             seconds = time.perf_counter() - began
             steps = timing["seconds_per_step"] * config.steps
             rows.append(

@@ -37,7 +37,8 @@ from scaling.engine.schedules import learning_rates, weight_decays
 from scaling.engine.sharding import batch_sharding, check_mesh, make_mesh, replicated
 from scaling.engine.tracking import check_sinks, open_sinks
 from scaling.execution import Execution
-from scaling.folder import check_run_folder, open_run, read_json, read_result, write_atomically
+from scaling.folder import check_run_folder, open_run, read_json, write_atomically
+from scaling.result import RunResult, read_result, result_of
 from scaling.trust import check_links
 
 CHUNK_SECONDS = 0.25  # the calls are kept about this long, so that a signal or a NaN is noticed soon
@@ -71,9 +72,9 @@ def train(
     progress: Callable[[dict], None] = lambda state: None,
     sharing: Sharing = ALONE,
     held: Held | None = None,
-) -> dict[str, Any]:
+) -> RunResult:
     """Trains the run in `folder`, continuing from its newest checkpoint, else from the latest state that another run
-    of `sharing` kept, and returns the content of its result.json.
+    of `sharing` kept, and returns its result.
 
     A finished run is not trained again. A loss that is not finite ends the run with status "diverged".
     Raises InputError before anything is made, Preempted once `should_stop()` is true (state saved), Busy where another
@@ -145,7 +146,7 @@ class Run:
         self.lr, self.decay = learning_rates(config), weight_decays(config)
         self.curve = Curve(folder / "curve.parquet", config.tokens_per_step, self.lr)
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> RunResult:
         started = time.monotonic()
         config, every = self.config, self.execution.checkpoint_seconds
         start, state = self.start()
@@ -211,7 +212,7 @@ class Run:
         }
         if steady and done > steady[1]:
             timing["seconds_per_step"] = round((trained - steady[0]) / (done - steady[1]), 6)
-        return self.finish("finished", loss, timing)
+        return self.finish(loss, timing)
 
     def record(self, first: int, n: int, metrics: Any) -> int:
         """Notes the metrics of a call of n steps from step `first` on; the step whose loss is not finite, or 0."""
@@ -357,52 +358,44 @@ class Run:
         write_atomically(self.folder / "progress.json", canonical_json(state))
         self.progress(state)
 
-    def diverged(self, step: int, seconds: float) -> dict[str, Any]:
+    def diverged(self, step: int, seconds: float) -> RunResult:
         self.report(f"loss is not finite at step {step}; the run ends as diverged")
         self.checkpointer.close()
         self.check_held()
         if first_host():
             self.checkpointer.clear()
-        return self.finish("diverged", None, {"seconds": round(seconds, 3)}, {"diverged_at_step": step})
+        return self.finish(None, {"seconds": round(seconds, 3)}, step)
 
-    def finish(self, status: str, loss: float | None, timing: dict, extra: dict | None = None) -> dict[str, Any]:
+    def finish(self, loss: float | None, timing: dict, diverged_at_step: int | None = None) -> RunResult:
         """Writes the curve, then result.json, last and atomically: only then is the run over."""
-        config, store, n = self.config, self.store, self.config.counts
-        D, T = config.trained_tokens, config.data.seq_len
-        result = {
-            "run": config.run_id,
-            "status": status,
-            "loss": loss,
-            "bits_per_byte": None if loss is None else store.bits_per_byte(loss),
-            "train_loss": self.curve.recent_loss(),
-            "steps": config.steps,
-            "tokens": D,
-            "unique_tokens": min(D, (config.unique_windows or store.n_train_windows(T)) * T),
-            "n_nonembedding": n.n_nonembedding,
-            "n_compute": n.n_compute,
-            "n_total": n.n_total,
-            "flops": config.flops,
-            "flops_6nd": 6.0 * n.n_compute * D,
-            "flops_spent": config.flops_from(self.branch.get("at", 0)),
-            "branched_from": self.branch.get("from"),
-            "branched_at_step": self.branch.get("at", 0),
-            "valid_tokens": store.n_valid_windows(T) * T,
-            "corpus": store.key,
-            **(extra or {}),
-            "timing": timing,
-            "where": {
+        config, store, T = self.config, self.store, self.config.data.seq_len
+        result = result_of(
+            config,
+            loss,
+            bits_per_byte=None if loss is None else store.bits_per_byte(loss),
+            train_loss=self.curve.recent_loss(),
+            unique_tokens=min(config.trained_tokens, (config.unique_windows or store.n_train_windows(T)) * T),
+            valid_tokens=store.n_valid_windows(T) * T,
+            corpus=store.key,
+            branched_from=self.branch.get("from"),
+            branched_at_step=self.branch.get("at", 0),
+            diverged_at_step=diverged_at_step,
+            timing=timing,
+            where={
                 "jax": jax.__version__,
                 "python": platform.python_version(),
                 "device": jax.devices()[0].device_kind,
                 "devices": self.mesh.size,
                 "processes": jax.process_count(),
             },
-        }
+        )
         self.check_held()
-        self.sinks.finish(status, {} if loss is None else {"valid/loss": loss})
+        self.sinks.finish(result.status, {} if loss is None else {"valid/loss": loss})
         if first_host():
             self.curve.write()
-            write_atomically(self.folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+            write_atomically(
+                self.folder / "result.json", json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n"
+            )
             (self.folder / "progress.json").unlink(missing_ok=True)
         agree(0)  # no host leaves before the record stands
         return result

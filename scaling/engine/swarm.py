@@ -41,7 +41,7 @@ from scaling.engine.memory import device_limit
 from scaling.engine.program import CHUNK_STEPS, compiled_optim, functions, implementation
 from scaling.engine.sharding import make_mesh, replicated
 from scaling.execution import Execution
-from scaling.folder import read_result
+from scaling.result import RunResult, read_result
 
 MOST_MEMBERS = 64  # beyond, a program grows without gaining
 MEMORY_SHARE = 0.8  # of a device: the estimate of a member's bytes is one
@@ -80,8 +80,8 @@ def train_swarm(
     should_stop: Callable[[], bool] = lambda: False,
     report: Callable[[str, str], None] = lambda run, line: None,
     progress: Callable[[dict], None] = lambda state: None,
-) -> list[dict[str, Any]]:
-    """Trains the members together and returns the content of each result.json, in their order.
+) -> list[RunResult]:
+    """Trains the members together and returns their results, in their order.
 
     The caller holds every member's folder. report(run id, line). A member whose loss is not finite ends as diverged and
     leaves the others alone. Raises Preempted once `should_stop()` is true, with every member's state saved.
@@ -244,7 +244,7 @@ def finish(program: "Swarm", state: Any, lanes: list[Lane], ended: list[int], st
         lane.run.kept.close()
         lane.run.checkpointer.close()
         timing = {"seconds": round(time.monotonic() - started, 3), "swarm": len(lanes)}
-        lane.run.finish("finished", loss, timing)
+        lane.run.finish(loss, timing)
 
 
 def member_of(state: Any, i: int) -> Any:

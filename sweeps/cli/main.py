@@ -174,10 +174,10 @@ def cmd_train(argv: list[str]) -> int:
             return PREEMPTED
         except Busy as busy:
             fail(str(busy))
-    if result["status"] != "finished":
-        print(f"diverged at step {result['diverged_at_step']}; lower optim.lr and train into another folder")
+    if not result.finished:
+        print(f"diverged at step {result.diverged_at_step}; lower optim.lr and train into another folder")
         return FAILED
-    print(f"loss {result['loss']:.4f} nats/token, {result['bits_per_byte']:.4f} bits/byte on the validation split")
+    print(f"loss {result.loss:.4f} nats/token, {result.bits_per_byte:.4f} bits/byte on the validation split")
     return DONE
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from models.errors import InputError
 from scaling.engine.hosts import end_with_parent
 from scaling.exit_codes import BAD_INPUT, PREEMPTED
-from scaling.folder import read_json, read_result
+from scaling.folder import read_json
+from scaling.result import read_result
 from scaling.trust import check_run_id, open_log
 from sweeps.launch.placement import Placement
 
@@ -50,7 +51,7 @@ def standing(folder: Path) -> Standing:
     for run in ids:
         result = read_result(folder / "runs" / run)
         if result is not None:
-            statuses.append(result["status"])
+            statuses.append(result.status)
         elif (folder / "runs" / run / "failed.json").exists():
             with contextlib.suppress(InputError):  # it may be written or removed at this moment
                 failed[run] = str(read_json(folder / "runs" / run / "failed.json").get("reason", "unknown"))

@@ -28,7 +28,8 @@ from scaling.config import canonical_json, check_fits
 from scaling.data.store import open_store
 from scaling.execution import Execution
 from scaling.exit_codes import PREEMPTED
-from scaling.folder import check_run_folder, holds_only, read_json, read_result, write_atomically
+from scaling.folder import check_run_folder, holds_only, read_json, write_atomically
+from scaling.result import read_result
 from scaling.trust import check_sweep_links, hooks, open_log
 from sweeps.cost import remember_speed
 from sweeps.define import Sweep
@@ -75,7 +76,7 @@ def prepare(name: str, sweep: Sweep, folder: Path) -> None:
         result = read_result(run)
         if result is not None:
             check_run_folder(run, config)
-        if result is not None and result.get("corpus") != corpora[config.run_id]:
+        if result is not None and result.corpus != corpora[config.run_id]:
             raise InputError(f"{run}: was trained on another version of {config.data.source!r}; move it away")
     description = {
         "name": name,
@@ -152,7 +153,7 @@ def launch(
     def count_finished() -> None:
         for unit in units.values():
             if unit.run_id not in counted and (result := read_result(queue.run(unit.run_id))) is not None:
-                count(unit, result["status"])
+                count(unit, result.status)
 
     count_finished()
     state.began_flops = state.done_flops

@@ -31,6 +31,7 @@ from scaling.engine.lease import Busy, Held, Leases, holder, lease
 from scaling.execution import Execution
 from scaling.exit_codes import PREEMPTED
 from scaling.folder import read_json, write_atomically
+from scaling.result import RunResult
 from scaling.trust import check_hook, check_sweep_links
 from sweeps.cost import shape_key
 from sweeps.plan import Unit, read_plan, sources
@@ -129,10 +130,10 @@ def work(
                 for unit, _ in team:
                     check_hook(unit.config, hooks)
                 for result in trained(team, queue, execution, say, stop):
-                    run, timing, device = result["run"], result["timing"], result["where"]["device"]
-                    queue.over.add(run)
-                    fields = {"status": result["status"], "loss": result["loss"], "timing": timing, "device": device}
-                    say("done", run=run, at=result.get("branched_at_step", 0), **fields)
+                    queue.over.add(result.run)
+                    fields = {"timing": result.timing, "device": result.where.get("device")}
+                    at = result.branched_at_step
+                    say("done", run=result.run, at=at, status=result.status, loss=result.loss, **fields)
             except Preempted:
                 for run in attempts:
                     say("preempted", run=run)
@@ -165,7 +166,7 @@ def trained(
     execution: Execution,
     say: Callable[..., None],
     stop: Callable[[], bool],
-) -> list[dict[str, Any]]:
+) -> list[RunResult]:
     """The results of the runs of `team`: one alone, or several of one shape as a swarm."""
     from scaling.engine.loop import Sharing, train
     from scaling.engine.swarm import Member, train_swarm

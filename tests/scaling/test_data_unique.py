@@ -38,10 +38,10 @@ def test_one_epoch_is_the_unlimited_run_and_more_are_not(limited, tmp_path):
 
     free = dataclasses.replace(limited.data, unique_tokens=0)
     once, five = dataclasses.replace(limited, tokens=16 * 32), limited
-    assert loss("a", once)["loss"] == loss("b", dataclasses.replace(once, data=free))["loss"]
+    assert loss("a", once).loss == loss("b", dataclasses.replace(once, data=free)).loss
     result = loss("c", five)
-    assert result["loss"] != loss("d", dataclasses.replace(five, data=free))["loss"]
-    assert result["unique_tokens"] == 16 * 32 == planned_row(five)["unique_tokens"]
+    assert result.loss != loss("d", dataclasses.replace(five, data=free)).loss
+    assert result.unique_tokens == 16 * 32 == planned_row(five)["unique_tokens"]
 
 
 def test_ids_of_runs_without_it_stay(limited):

@@ -52,10 +52,8 @@ def record(folder):
 
 
 def same_run(result, folder, scratch):
-    shared = ("timing", "where", "flops_spent", "branched_from", "branched_at_step")
-    assert {k: v for k, v in result.items() if k not in shared} == {
-        k: v for k, v in scratch[0].items() if k not in shared
-    }
+    apart = {"timing": {}, "where": {}, "branched_from": None, "branched_at_step": 0}
+    assert dataclasses.replace(result, **apart) == dataclasses.replace(scratch[0], **apart)
     (curve, state), (curve_too, state_too) = record(folder), record(scratch[1])
     assert curve == curve_too
     for a, b in zip(state, state_too, strict=True):
@@ -64,8 +62,8 @@ def same_run(result, folder, scratch):
 
 def test_a_branch_is_the_run_from_scratch(configs, trunk, scratch, tmp_path):
     result = train(configs[1], tmp_path / "run", sharing=Sharing(sources=((trunk, PARTED),)))
-    assert (result["branched_from"], result["branched_at_step"]) == ("long", PARTED)
-    assert result["flops_spent"] == configs[1].flops / 40 * 8
+    assert (result.branched_from, result.branched_at_step) == ("long", PARTED)
+    assert result.flops_spent == configs[1].flops / 40 * 8
     same_run(result, tmp_path / "run", scratch)
 
 
@@ -79,8 +77,8 @@ def test_a_branch_too_late_is_not_the_same_run(configs, trunk, scratch, tmp_path
     folder = tmp_path / "long"
     train(configs[0], folder, sharing=Sharing(saves=(36,)))
     result = train(configs[1], tmp_path / "run", sharing=Sharing(sources=((folder, 36),)))
-    assert result["branched_at_step"] == 36
-    assert result["loss"] != scratch[0]["loss"]
+    assert result.branched_at_step == 36
+    assert result.loss != scratch[0].loss
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")  # orbax's, of a damaged read
@@ -98,7 +96,7 @@ def test_damaged_trunks_are_done_without(configs, trunk, scratch, tmp_path, dama
                     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     said = []
     result = train(configs[1], tmp_path / "run", report=said.append, sharing=Sharing(sources=((folder, PARTED),)))
-    assert result["branched_at_step"] == (16 if damage == "state" else 0)
+    assert result.branched_at_step == (16 if damage == "state" else 0)
     assert damage == "curve" or any("damaged" in line for line in said)
     same_run(result, tmp_path / "run", scratch)
 
@@ -110,8 +108,8 @@ def test_stopped_within_the_branch_it_continues_and_keeps_its_ledger(configs, tr
     with pytest.raises(Preempted):
         train(configs[1], tmp_path / "run", should_stop=lambda: next(calls), sharing=sharing)
     result = train(configs[1], tmp_path / "run", sharing=sharing)
-    assert result["timing"]["resumed_at_step"] > PARTED
-    assert result["branched_at_step"] == PARTED
+    assert result.timing["resumed_at_step"] > PARTED
+    assert result.branched_at_step == PARTED
     same_run(result, tmp_path / "run", scratch)
 
 
@@ -120,7 +118,7 @@ def test_killed_between_its_model_and_its_result_a_branch_ends_as_it_would_have(
     train(configs[1], tmp_path / "run", sharing=sharing)
     (tmp_path / "run" / "result.json").unlink()
     result = train(configs[1], tmp_path / "run", sharing=sharing)
-    assert (result["timing"]["resumed_at_step"], result["branched_at_step"]) == (configs[1].steps, PARTED)
+    assert (result.timing["resumed_at_step"], result.branched_at_step) == (configs[1].steps, PARTED)
     same_run(result, tmp_path / "run", scratch)
 
 
@@ -146,5 +144,5 @@ def test_a_trunk_stopped_anywhere_leaves_whole_branches(configs, scratch, tmp_pa
 def test_a_branch_on_another_mesh(configs, trunk, scratch, tmp_path):
     sharing = Sharing(sources=((trunk, PARTED),))
     result = train(configs[1], tmp_path / "run", Execution(mesh="fsdp=4,tensor=2"), sharing=sharing)
-    assert result["branched_at_step"] == PARTED
-    assert result["loss"] == pytest.approx(scratch[0]["loss"], rel=1e-5)
+    assert result.branched_at_step == PARTED
+    assert result.loss == pytest.approx(scratch[0].loss, rel=1e-5)

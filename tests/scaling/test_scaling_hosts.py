@@ -91,7 +91,7 @@ def test_two_processes_train_the_run_that_one_trains(config, tmp_path, mesh):
         assert code == 0, errors
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["where"]["processes"], result["where"]["devices"]) == (2, 8)
-    assert result["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert result["loss"] == pytest.approx(alone.loss, rel=1e-5)
     curves = [pq.read_table(tmp_path / name / "curve.parquet")["loss"].to_numpy() for name in ("run", "alone")]
     np.testing.assert_allclose(*curves, rtol=1e-5)
 

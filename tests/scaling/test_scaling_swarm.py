@@ -12,7 +12,7 @@ from scaling.engine import swarm as swarm_module
 from scaling.engine.checkpoint import Checkpointer
 from scaling.engine.loop import Preempted, Sharing, train
 from scaling.engine.swarm import Member, swarm_key, train_swarm
-from scaling.folder import read_result
+from scaling.result import read_result
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2)
 
@@ -47,9 +47,9 @@ def members(configs, folder, **sharing):
 
 def same_runs(results, folder, solo):
     for i, (mine, theirs) in enumerate(zip(results, solo[0], strict=True)):
-        assert mine["status"] == "finished"
-        assert mine["run"] == theirs["run"]
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert mine.status == "finished"
+        assert mine.run == theirs.run
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
         np.testing.assert_allclose(curve(folder / str(i)), curve(solo[1] / str(i)), rtol=1e-5)
 
 
@@ -57,19 +57,19 @@ def test_a_member_is_its_solo_run(configs, solo, tmp_path):
     """On eight virtual devices, which five members do not fill; the longest goes on alone."""
     results = train_swarm(members(configs, tmp_path))
     same_runs(results, tmp_path, solo)
-    assert len({r["loss"] for r in results}) == len(results)  # members are different runs, not copies
+    assert len({r.loss for r in results}) == len(results)  # members are different runs, not copies
 
 
 def test_a_diverging_member_leaves_the_others_alone(configs, solo, tmp_path):
     wild = dataclasses.replace(configs[0], optim=OptimConfig(lr=1e30, clip=0.0))
     others = [dataclasses.replace(c, optim=dataclasses.replace(c.optim, clip=0.0)) for c in configs[:3]]
     results = train_swarm(members([wild, *others], tmp_path))
-    assert results[0]["status"] == "diverged"
+    assert results[0].status == "diverged"
     for i, config in enumerate(others):
         alone = train(config, tmp_path / f"alone-{i}")
-        assert results[i + 1]["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert results[i + 1].loss == pytest.approx(alone.loss, rel=1e-5)
     alone = train(wild, tmp_path / "wild")
-    assert results[0]["diverged_at_step"] == alone["diverged_at_step"]
+    assert results[0].diverged_at_step == alone.diverged_at_step
 
 
 def test_stopped_in_a_swarm_each_continues_alone_or_together(configs, solo, tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_stopped_in_a_swarm_each_continues_alone_or_together(configs, solo, tmp_
     with pytest.raises(Preempted):
         train_swarm(members(configs, tmp_path), should_stop=lambda: next(calls) == 9)
     first = train(configs[0], tmp_path / "0")
-    assert first["timing"]["resumed_at_step"] == 10
+    assert first.timing["resumed_at_step"] == 10
     results = train_swarm(members(configs, tmp_path))
     assert results[0] == first == read_result(tmp_path / "0")
     same_runs(results, tmp_path, solo)
@@ -89,7 +89,7 @@ def test_killed_between_its_model_and_its_result_a_member_ends_as_it_would_have(
     for i in (0, 1):
         (tmp_path / str(i) / "result.json").unlink()
     results = train_swarm(members(configs, tmp_path))
-    assert "swarm" in results[0]["timing"]
+    assert "swarm" in results[0].timing
     same_runs(results, tmp_path, solo)
 
 

@@ -64,7 +64,7 @@ def test_tensorboard_holds_the_curve_of_a_stopped_and_resumed_run(config, tmp_pa
     losses = scalars(tmp_path / "tensorboard", "train/loss")
     assert sorted(losses) == curve["step"].to_pylist()
     assert [losses[step] for step in sorted(losses)] == curve["loss"].to_pylist()
-    assert scalars(tmp_path / "tensorboard", "valid/loss")[config.steps] == pytest.approx(result["loss"], rel=1e-6)
+    assert scalars(tmp_path / "tensorboard", "valid/loss")[config.steps] == pytest.approx(result.loss, rel=1e-6)
 
 
 def test_wandb_offline(config, tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_wandb_offline(config, tmp_path, monkeypatch):
 def test_a_sink_that_fails_is_named_once_and_the_run_ends_well(config, tmp_path, monkeypatch):
     monkeypatch.setitem(SINKS, "broken", ("json", Broken))
     lines = []
-    assert train(config, tmp_path, Execution(track="broken"), report=lines.append)["status"] == "finished"
+    assert train(config, tmp_path, Execution(track="broken"), report=lines.append).status == "finished"
     assert lines == ["broken: no route to the dashboard; the run goes on without it"]
 
 
@@ -91,7 +91,7 @@ def test_a_sink_that_does_not_open_is_named_and_the_run_ends_well(config, tmp_pa
 
     monkeypatch.setitem(SINKS, "broken", ("json", refuse))
     lines = []
-    assert train(config, tmp_path, Execution(track="broken"), report=lines.append)["status"] == "finished"
+    assert train(config, tmp_path, Execution(track="broken"), report=lines.append).status == "finished"
     assert lines == ["broken: disk full; the run goes on without it"]
 
 

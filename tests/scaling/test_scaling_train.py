@@ -44,7 +44,7 @@ def short_calls(monkeypatch):
 
 
 def numbers(result):
-    return {k: v for k, v in result.items() if k not in ("timing", "where")}
+    return dataclasses.replace(result, timing={}, where={})
 
 
 def curve(folder):
@@ -59,16 +59,16 @@ def stop_after(calls):
 
 def test_a_run_leaves_its_record(config, undisturbed):
     result, folder = undisturbed
-    assert result == read_json(folder / "result.json")
-    assert result["status"] == "finished"
-    assert result["tokens"] == config.trained_tokens == 40 * 8 * 32
-    assert result["n_compute"] == config.counts.n_compute
+    assert result.to_dict() == read_json(folder / "result.json")
+    assert result.status == "finished"
+    assert result.tokens == config.trained_tokens == 40 * 8 * 32
+    assert result.n_compute == config.counts.n_compute
     frame = curve(folder)
     assert list(frame["step"]) == list(range(1, 41))
-    assert frame["tokens"].iloc[-1] == result["tokens"]
+    assert frame["tokens"].iloc[-1] == result.tokens
     assert frame["loss"].iloc[0] == pytest.approx(np.log(256), rel=1e-4)
-    assert result["loss"] < 4.0, "the model has learnt nothing"
-    assert result["bits_per_byte"] == pytest.approx(result["loss"] / np.log(2), rel=0.01)
+    assert result.loss < 4.0, "the model has learnt nothing"
+    assert result.bits_per_byte == pytest.approx(result.loss / np.log(2), rel=0.01)
     assert not list(folder.glob("*.tmp"))
     assert not list(folder.glob(".*.tmp"))
 
@@ -78,13 +78,13 @@ def test_the_result_is_the_mean_over_the_whole_validation_split(config, undistur
     result, folder = undisturbed
     store = open_store(config.data.source, "bytes", valid_fraction=0.1)
     windows = store.valid_windows(32)
-    assert result["valid_tokens"] == len(windows) * 32
+    assert result.valid_tokens == len(windows) * 32
     assert len(windows) % (train_module.VALIDATION_TOKENS // 32), "the last batch is padded, or this tests nothing"
     program = program_for(config, Execution(), make_mesh())
     step, state = Checkpointer(folder / "checkpoints", keep=2).restore(program.abstract_state, pytest.fail)
     assert step == 40
     loss_BT, _ = jax.jit(next_token_loss, static_argnums=0)(MODEL, state["params"], windows)
-    assert result["loss"] == pytest.approx(np.asarray(loss_BT, np.float64).mean(), rel=1e-6)
+    assert result.loss == pytest.approx(np.asarray(loss_BT, np.float64).mean(), rel=1e-6)
 
 
 def test_again_is_the_same_bits(config, undisturbed, tmp_path):
@@ -105,8 +105,8 @@ def test_resumed_is_the_same_bits(config, undisturbed, tmp_path, short_calls, ca
     assert not (tmp_path / "run" / "result.json").exists()
     notes = []
     resumed = train(config, tmp_path / "run", report=notes.append)
-    assert notes == [f"continuing from step {resumed['timing']['resumed_at_step']} of 40"]
-    assert resumed["timing"]["resumed_at_step"] > 0
+    assert notes == [f"continuing from step {resumed.timing['resumed_at_step']} of 40"]
+    assert resumed.timing["resumed_at_step"] > 0
     assert numbers(resumed) == numbers(undisturbed[0])
     assert curve(tmp_path / "run").equals(curve(undisturbed[1]))
 
@@ -117,7 +117,7 @@ def test_validating_on_a_schedule_changes_nothing(config, undisturbed, tmp_path)
     assert numbers(result) == numbers(undisturbed[0])
     validated = curve(tmp_path / "run")["valid_loss"].dropna()
     assert list(validated.index + 1) == [10, 20, 30, 40]
-    assert validated.iloc[-1] == result["loss"]
+    assert validated.iloc[-1] == result.loss
 
 
 def test_a_damaged_checkpoint_is_stepped_over(config, undisturbed, tmp_path, short_calls):
@@ -167,7 +167,7 @@ def test_a_damaged_curve_is_noticed(config, undisturbed, tmp_path, short_calls, 
     with pytest.raises(Preempted):  # it begins anew, and what it then saves is what counts
         train(config, folder, should_stop=stop_after(3))
     result = train(config, folder)
-    assert result["timing"]["resumed_at_step"] == 3
+    assert result.timing["resumed_at_step"] == 3
     assert numbers(result) == numbers(undisturbed[0])
     assert curve(folder).equals(curve(undisturbed[1]))
 
@@ -176,10 +176,10 @@ def test_nan_ends_the_run_for_good(config, tmp_path):
     """A learning rate of 1e30 overflows within a few steps."""
     wild = dataclasses.replace(config, optim=OptimConfig(lr=1e30, clip=0.0, weight_decay=0.0))
     result = train(wild, tmp_path / "run")
-    assert result["status"] == "diverged"
-    assert 1 < result["diverged_at_step"] < 40
-    assert result["loss"] is None
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert result.status == "diverged"
+    assert 1 < result.diverged_at_step < 40
+    assert result.loss is None
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result.to_dict()
     assert train(wild, tmp_path / "run") == result, "a diverged run is not tried again"
 
 
@@ -187,8 +187,8 @@ def test_nan_ends_the_run_for_good(config, tmp_path):
 def test_the_mesh_does_not_matter(config, undisturbed, tmp_path, mesh):
     """Sums are taken in another order, so to 1e-5 and not to the bit."""
     result = train(config, tmp_path / "run", Execution(mesh=mesh))
-    assert result["where"]["devices"] == 8
-    assert result["loss"] == pytest.approx(undisturbed[0]["loss"], rel=1e-5)
+    assert result.where["devices"] == 8
+    assert result.loss == pytest.approx(undisturbed[0].loss, rel=1e-5)
     np.testing.assert_allclose(curve(tmp_path / "run")["loss"], curve(undisturbed[1])["loss"], rtol=1e-5)
 
 
@@ -204,15 +204,15 @@ def test_stopped_on_one_mesh_resumed_on_another_and_in_a_scan(config, undisturbe
     with pytest.raises(Preempted):
         train(config, tmp_path / "run", Execution(mesh="fsdp=8"), should_stop=stop_after(6))
     result = train(config, tmp_path / "run", Execution(layers="scanned"))
-    assert result["timing"]["resumed_at_step"] > 0
-    assert result["loss"] == pytest.approx(undisturbed[0]["loss"], rel=1e-5)
+    assert result.timing["resumed_at_step"] > 0
+    assert result.loss == pytest.approx(undisturbed[0].loss, rel=1e-5)
 
 
 def test_bfloat16_keeps_float32_parameters(config, undisturbed, tmp_path):
     half = dataclasses.replace(config, dtype="bfloat16")
     result = train(half, tmp_path / "run")
-    assert result["loss"] == pytest.approx(undisturbed[0]["loss"], rel=0.03)
-    assert result["loss"] != undisturbed[0]["loss"]
+    assert result.loss == pytest.approx(undisturbed[0].loss, rel=0.03)
+    assert result.loss != undisturbed[0].loss
     program = program_for(half, Execution(), make_mesh())
     assert {x.dtype.name for x in jax.tree.leaves(program.abstract_state)} == {"float32", "int32"}
 
@@ -248,7 +248,7 @@ def test_repeating_the_corpus_is_allowed_when_asked(config, tmp_path):
     store = open_store(data.source, "bytes", valid_fraction=0.1)
     epoch = store.n_train_windows(32) * 32
     result = train(dataclasses.replace(config, data=data, tokens=epoch + 4096, batch_size=64), tmp_path / "run")
-    assert result["unique_tokens"] == epoch < result["tokens"]
+    assert result.unique_tokens == epoch < result.tokens
 
 
 def test_a_run_begun_on_another_corpus_is_refused(config, tmp_path, short_calls):

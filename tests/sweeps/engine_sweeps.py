@@ -16,7 +16,7 @@ STUB = Path(__file__).parent / "stub_worker.py"
 
 def stub_sweep(folder: Path, runs: int) -> Path:
     (folder / "runs").mkdir(parents=True)
-    (folder / "sweep.json").write_text(json.dumps({"runs": [f"r{i}" for i in range(runs)]}))
+    (folder / "sweep.json").write_text(json.dumps({"runs": [f"{i:012}" for i in range(runs)]}))
     return folder
 
 

@@ -8,6 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
+
+from sweeps.table import EXECUTED
+
 DEFINITION = """
 from models.config import ModelConfig
 from scaling.config import DataConfig, RunConfig
@@ -33,6 +37,12 @@ def finish(definition, out, *options, env=None) -> str:
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     return text
+
+
+def assert_same_runs(frame: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """Equal bit for bit, but for what depends on which run branched from which."""
+    frame, expected = (f.drop(columns=list(EXECUTED)) for f in (frame, expected))
+    pd.testing.assert_frame_equal(frame, expected, check_exact=True)
 
 
 def workers_of(launcher: int) -> list[int]:

@@ -9,6 +9,8 @@ import time
 import pytest
 from engine_sweeps import real_sweep, starts, stub, stub_sweep, wait_for
 
+from scaling.config import RunConfig
+from scaling.result import result_of
 from sweeps.launch.engine import Attended, follow, standing
 from sweeps.launch.worker import ATTEMPTS, Queue
 from sweeps.plan import read_plan
@@ -64,7 +66,7 @@ def test_asked_to_leave_the_worker_saves_and_is_not_started_again(tmp_path):
     worker.end(20)
     thread.join(20)
     assert codes == [75]
-    assert int((folder / "runs/r0/step").read_text()) > 0
+    assert int((folder / "runs/000000000000/step").read_text()) > 0
     assert Attended(folder, stub(folder, 5)).work() == 0
     assert len(starts(folder)) == 2
 
@@ -82,12 +84,14 @@ def test_a_worker_that_does_not_leave_is_ended(tmp_path):
 
 def test_following_ends_with_the_last_worker(tmp_path):
     folder = stub_sweep(tmp_path / "sweep", 2)
-    (folder / "runs/r0").mkdir()
-    (folder / "runs/r1").mkdir()
-    (folder / "runs/r0/result.json").write_text(json.dumps({"status": "diverged", "loss": None}))
-    (folder / "runs/r1/failed.json").write_text(json.dumps({"reason": "out of memory", "attempts": 3}))
+    (folder / "runs/000000000000").mkdir()
+    (folder / "runs/000000000001").mkdir()
+    (folder / "runs/000000000000/result.json").write_text(
+        json.dumps(result_of(RunConfig(), None, run="0" * 12).to_dict())
+    )
+    (folder / "runs/000000000001/failed.json").write_text(json.dumps({"reason": "out of memory", "attempts": 3}))
     workers = iter([1, 1, 0])
     said = []
     end = follow(folder, lambda: next(workers), said.append, every=0)
-    assert (end.runs, end.diverged, end.left, end.failed) == (2, 1, 1, {"r1": "out of memory"})
+    assert (end.runs, end.diverged, end.left, end.failed) == (2, 1, 1, {"000000000001": "out of memory"})
     assert len(said) == 2, "told once, and the failure's reason"

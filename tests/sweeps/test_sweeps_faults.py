@@ -10,9 +10,8 @@ import subprocess
 import sys
 import time
 
-import pandas as pd
 import pytest
-from processes import finish, kill, progress_of, start, wait_for, workers_of
+from processes import assert_same_runs, finish, kill, progress_of, start, wait_for, workers_of
 
 from scaling.engine.lease import name, newest
 from sweeps.table import table
@@ -23,7 +22,7 @@ HOUR = 3600
 
 
 def same(out, undisturbed):
-    pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
+    assert_same_runs(table(out), undisturbed)
 
 
 @pytest.mark.parametrize("seed", range(5))

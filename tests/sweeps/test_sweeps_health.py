@@ -14,6 +14,7 @@ import pytest
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.config import OptimConfig, RunConfig
+from scaling.result import result_of
 from sweeps.health import LossCurve, coordinates, coordinates_text, health, health_line, health_text, scores, verdict
 from sweeps.table import table
 from sweeps.tuning import optima, parts, tune
@@ -92,8 +93,7 @@ def write_run(folder, config: RunConfig, loss: np.ndarray, final: float) -> None
     run = folder / "runs" / config.run_id
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps(config.to_dict()))
-    result = {"run": config.run_id, "status": "finished", "loss": float(final), "corpus": "c"}
-    (run / "result.json").write_text(json.dumps(result))
+    (run / "result.json").write_text(json.dumps(result_of(config, float(final), corpus="c").to_dict()))
     pd.DataFrame({"loss": loss.astype(np.float32)}).to_parquet(run / "curve.parquet")
 
 

@@ -8,11 +8,12 @@ import sys
 
 import pandas as pd
 import pytest
-from processes import DEFINITION, finish, start, wait_for, workers_of
+from processes import DEFINITION, assert_same_runs, finish, start, wait_for, workers_of
 
 from models.errors import InputError
 from scaling.config import RunConfig
 from scaling.folder import write_atomically
+from scaling.result import result_of
 from sweeps.define import load_sweep
 from sweeps.launch import local
 from sweeps.plan import plan, write_plan
@@ -23,7 +24,7 @@ from sweeps.table import table
 def test_workers_and_launches_do_not_matter(definition, undisturbed, tmp_path):
     assert set(undisturbed["status"]) == {"finished"}
     finish(definition, tmp_path / "one", "--workers", "1")
-    pd.testing.assert_frame_equal(table(tmp_path / "one"), undisturbed, check_exact=True)
+    assert_same_runs(table(tmp_path / "one"), undisturbed)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("result.json")}
     assert "4 finished" in finish(definition, tmp_path / "one")
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("result.json")}
@@ -37,7 +38,7 @@ def test_a_worker_that_dies_is_replaced(definition, undisturbed, tmp_path):
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
-    pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
+    assert_same_runs(table(out), undisturbed)
 
 
 @pytest.mark.slow
@@ -51,7 +52,7 @@ def test_stopping_saves_and_a_second_launch_continues(definition, undisturbed, t
     assert process.returncode == 75, text
     assert "launch again to continue" in text
     finish(definition, out)
-    pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
+    assert_same_runs(table(out), undisturbed)
 
 
 def test_failures_are_told_and_leave_the_others_alone(definition, tmp_path):
@@ -98,7 +99,7 @@ def test_a_worker_takes_what_another_launch_adds(definition, undisturbed, tmp_pa
         assert worker.wait(120) == 0
     finally:
         worker.kill()
-    pd.testing.assert_frame_equal(table(out), undisturbed, check_exact=True)
+    assert_same_runs(table(out), undisturbed)
 
 
 def test_a_sweep_is_checked_before_anything_is_made(definition, tmp_path, corpus):
@@ -146,8 +147,7 @@ def test_runs_on_two_versions_of_a_corpus_are_not_mixed(definition, tmp_path):
         folder = out / "runs" / config.run_id
         folder.mkdir()
         write_atomically(folder / "config.json", json.dumps(config.to_dict()))
-        result = {"run": config.run_id, "status": "finished", "loss": 2.0, "corpus": corpus}
-        write_atomically(folder / "result.json", json.dumps(result))
+        write_atomically(folder / "result.json", json.dumps(result_of(config, 2.0, corpus=corpus).to_dict()))
     with pytest.raises(InputError, match="2 versions of the corpus"):
         table(out)
     with pytest.raises(InputError, match="was trained on another version"):
@@ -169,9 +169,9 @@ def test_table_of_begun_runs(tmp_path):
     with pytest.raises(InputError, match=r"result.json: not readable"):
         table(tmp_path)
     (folder / "result.json").write_text('{"run": "x", "status": "finished", "loss": null}')
-    with pytest.raises(InputError, match="is no result; remove it"):
+    with pytest.raises(InputError, match=r"lacks bits_per_byte.*; remove it"):
         table(tmp_path)
-    (folder / "result.json").write_text('{"run": "x", "status": "finished", "loss": 2.0}')
+    (folder / "result.json").write_text(json.dumps(result_of(config, 2.0, run="x").to_dict()))
     with pytest.raises(InputError, match=r"result.json is not of this config"):
         table(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
@@ -184,7 +184,7 @@ def test_table_of_begun_runs(tmp_path):
 @pytest.mark.slow
 def test_sharing_changes_the_cost_and_not_the_table(definition, undisturbed, tmp_path):
     finish(definition, tmp_path / "alone", "--no-sharing")
-    pd.testing.assert_frame_equal(table(tmp_path / "alone"), undisturbed, check_exact=True)
+    assert_same_runs(table(tmp_path / "alone"), undisturbed)
     spent = {}
     for name in ("shared", "alone"):
         finish(definition, tmp_path / name, *(["--no-sharing"] if name == "alone" else []))

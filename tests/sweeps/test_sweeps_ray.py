@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 
-import pandas as pd
 import pytest
 import slurm_cluster
 from engine_sweeps import real_sweep, starts, stub, stub_sweep, wait_for
+from processes import assert_same_runs
 
 from models.errors import InputError
 from sweeps.launch import ray as engine
@@ -116,7 +116,7 @@ def test_a_task_goes_on_at_another_node_and_the_table_is_the_local_engines(clust
     results = [json.loads(p.read_text()) for p in folder.glob("runs/*/result.json")]
     continued = [r for r in results if r["timing"]["resumed_at_step"] and not r.get("branched_at_step")]
     assert len(continued) == 1, "the run of the lost node goes on from its checkpoint"
-    pd.testing.assert_frame_equal(table(folder), request.getfixturevalue("local_table"), check_exact=True)
+    assert_same_runs(table(folder), request.getfixturevalue("local_table"))
 
 
 @pytest.mark.slow

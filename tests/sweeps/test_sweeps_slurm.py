@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import slurm_cluster
 from engine_sweeps import real_sweep, starts, stub, stub_sweep, wait_for
+from processes import assert_same_runs
 
 from models.errors import InputError
 from sweeps.launch import local, slurm
@@ -178,7 +178,7 @@ def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corp
     wait_for_end(folder, 90)
     resumed = [json.loads(p.read_text())["timing"]["resumed_at_step"] for p in folder.glob("runs/*/result.json")]
     assert min(resumed) > 0, "no run was begun anew"
-    pd.testing.assert_frame_equal(table(folder), request.getfixturevalue("local_table"), check_exact=True)
+    assert_same_runs(table(folder), request.getfixturevalue("local_table"))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from models.config import ModelConfig
 from models.errors import InputError
 from scaling.config import RunConfig
 from scaling.folder import write_atomically
+from scaling.result import result_of
 from sweeps import status as status_module
 from sweeps.cli.main import main
 from sweeps.launch import slurm
@@ -51,15 +52,9 @@ def begin(folder, config):
 
 def finish(folder, config, at=0, **fields):
     run = begin(folder, config)
-    result = {
-        "run": config.run_id,
-        "status": "finished",
-        "loss": law(config),
-        "flops": config.flops,
-        "timing": {"seconds": 6.0, "seconds_per_step": 0.01, "resumed_at_step": at},
-        **({"flops_spent": config.flops * (config.steps - at) / config.steps, "branched_at_step": at} if at else {}),
-    }
-    (run / "result.json").write_text(json.dumps(result | fields))
+    timing = {"seconds": 6.0, "seconds_per_step": 0.01, "resumed_at_step": at}
+    result = result_of(config, law(config), branched_at_step=at, timing=timing)
+    (run / "result.json").write_text(json.dumps(result.to_dict() | fields))
     return run
 
 
@@ -217,7 +212,7 @@ def test_damaged_files_are_listed_with_a_remedy(tmp_path, held, name, content):
 
 def test_values_of_the_wrong_kind_are_no_end(tmp_path, held):
     folder, _ = sweep_folder(tmp_path / "s")
-    finish(folder, RUNS[0], flops_spent="many", timing=[1], branched_at_step=None)
+    finish(folder, RUNS[0], timing=[1])
     finish(folder, RUNS[1], loss=float("inf"))
     run = begin(folder, RUNS[2])
     (run / "progress.json").write_text('{"step": "3", "loss": null, "tokens_per_second": "fast", "seconds_left": NaN}')
@@ -229,8 +224,8 @@ def test_values_of_the_wrong_kind_are_no_end(tmp_path, held):
     json.dumps(status, allow_nan=False)
     status_text(status)
     states = [entry(status, config)["status"] for config in RUNS[:7]]
-    assert states == ["finished", "damaged", "running", "damaged", "waiting", "damaged", "failed"]
-    assert entry(status, RUNS[0])["flops_spent"] == RUNS[0].flops
+    assert states == ["damaged", "damaged", "running", "damaged", "waiting", "damaged", "failed"]
+    assert "timing = [1]: expected an object; remove it" in entry(status, RUNS[0])["reason"]
     assert "of another run" in entry(status, RUNS[3])["reason"]
 
 

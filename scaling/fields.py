@@ -1,0 +1,95 @@
+"""Frozen dataclasses of plain values, read and written by one walk over their fields. No JAX here.
+
+JSON, dotted paths, options of the command line and columns of tables all follow from it, at any depth of nesting. The
+annotations say what a field holds: bool, int, float, str, a dataclass, `tuple[X, ...]`, `dict[str, X]`, or any of them
+`| None`. A field marked ADDED is younger than the format: while it equals its default it is absent.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import types
+import typing
+from typing import Any
+
+from models.errors import InputError, did_you_mean
+
+SHOWN = 60  # characters of a wrong value that an error repeats
+
+
+@functools.cache
+def fields_of(kind: type) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """The fields of a dataclass by name, each with its annotation resolved."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: (f, hints[f.name]) for f in dataclasses.fields(kind)}
+
+
+def to_plain(value: Any) -> Any:
+    """Nested dicts and lists of plain values. A field marked ADDED, or a whole part, is left out while it equals its
+    default."""
+    if dataclasses.is_dataclass(value):
+        values = ((f, getattr(value, name)) for name, (f, _) in fields_of(type(value)).items())
+        return {f.name: to_plain(v) for f, v in values if not ("added" in f.metadata and v == default_of(f))}
+    if isinstance(value, tuple):
+        return [to_plain(v) for v in value]
+    return {k: to_plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def from_plain(kind: Any, value: Any, path: str = "") -> Any:
+    """The inverse of `to_plain`: `value` as what the annotation `kind` says. Whole floats are taken for ints, and ints
+    for floats.
+
+    Raises InputError, naming the path, for a value of another type, a number that is not finite, a field that is not
+    known, or one that is missing and not marked ADDED.
+    """
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        for option in typing.get_args(kind):
+            with contextlib.suppress(InputError):
+                return from_plain(option, value, path)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        fields, where = fields_of(kind), path or "the whole"
+        for name in value:
+            if name not in fields:
+                raise InputError(f"{where} has no field {shown(name)}{did_you_mean(str(name), fields)}")
+        missing = [name for name, (f, _) in fields.items() if name not in value and "added" not in f.metadata]
+        if missing:
+            raise InputError(f"{where} lacks {', '.join(missing)}")
+        return kind(**{name: from_plain(fields[name][1], v, joined(path, name)) for name, v in value.items()})
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(kinds) == len(value):
+            return tuple(from_plain(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    elif origin is dict and isinstance(value, dict):
+        return {str(k): from_plain(inner[1], v, joined(path, str(k))) for k, v in value.items()}
+    elif kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if abs(value) <= 1.7e308 and math.isfinite(value):
+            return float(value)
+    elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise InputError(f"{path} = {shown(value)}: expected {named(kind)}")
+
+
+def named(kind: Any) -> str:
+    """An annotation in words."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return " or ".join(map(named, typing.get_args(kind)))
+    words = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}
+    words |= {types.NoneType: "null", tuple: "a list", dict: "an object"}
+    return words.get(typing.get_origin(kind) or kind, "an object")
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def default_of(f: dataclasses.Field) -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
