@@ -90,15 +90,15 @@ def timed(work, repeats: int = 5):
 def chinchilla_fit():
     runs = chinchilla_runs()
     fit(runs, "chinchilla", 1e-3)  # compiles the law
-    seconds, one = timed(lambda: fit(runs, "chinchilla", 1e-3), 15)
-    return seconds, one.objective, "objective, sum of Huber 1e-3 over 240 runs (optimum 0.0010182740178)"
+    seconds, fitted = timed(lambda: fit(runs, "chinchilla", 1e-3), 15)
+    return seconds, fitted.objective, "objective, sum of Huber 1e-3 over 240 runs (optimum 0.0010182740178)"
 
 
 def chinchilla_bootstrap():
     runs = chinchilla_runs()
-    one = fit(runs, "chinchilla", 1e-3)
+    fitted = fit(runs, "chinchilla", 1e-3)
     validation = backtest(runs, "chinchilla")
-    seconds, drawn = timed(lambda: bootstrap(one, runs, n=4000, validation=validation), 3)
+    seconds, drawn = timed(lambda: bootstrap(fitted, runs, n=4000, validation=validation), 3)
     spread = {k: float(np.std(v)) for k, v in drawn.params_of(drawn.draws).items()}
     off = {k: spread[k] / _STANDARD_ERRORS[k] - 1 for k in spread}
     worst = max(off.values(), key=abs)
@@ -110,13 +110,13 @@ def data_constrained():
     runs = read_runs(public() / "data_constrained/runs.csv", inputs={"U": "unique_tokens"})
     fixed = {k: float(np.exp(v)) for k, v in _HELD.items()} | {"alpha": 0.3526596, "beta": 0.3526596}
     fit(runs, "data_constrained", 1e-3, fixed=fixed)
-    seconds, one = timed(lambda: fit(runs, "data_constrained", 1e-3, fixed=fixed), 5)
-    p, info = one.params, one.diagnostics
+    seconds, fitted = timed(lambda: fit(runs, "data_constrained", 1e-3, fixed=fixed), 5)
+    p, info = fitted.params, fitted.diagnostics
     what = f"objective at R_D* {p['R_D']:.2f}, R_N* {p['R_N']:.3f}"
     if info["second_best"] is not None:
         other = info["second_best_params"]
         what += f"; second basin {100 * info['second_best']:.2f} % higher at {other['R_D']:.2f}, {other['R_N']:.3f}"
-    return seconds, one.objective, what
+    return seconds, fitted.objective, what
 
 
 @cache
@@ -156,9 +156,9 @@ def many_fits():
         LAWS[law].compiled  # noqa: B018
     work = list(fits())
     began = time.perf_counter()
-    found = [fit(runs, law, delta).objective for _, runs, law, delta in work]
+    objectives = [fit(runs, law, delta).objective for _, runs, law, delta in work]
     seconds = time.perf_counter() - began
-    above = [v / best - 1 for v, best in zip(found, BEST_KNOWN, strict=True) if v > best * (1 + 1e-6)]
+    above = [v / best - 1 for v, best in zip(objectives, BEST_KNOWN, strict=True) if v > best * (1 + 1e-6)]
     what = f"of {len(work)} fits above the best known objective by more than 1e-6"
     if above:
         what += f", the worst by {100 * max(above):.3f} %"
@@ -225,8 +225,8 @@ def search_longer(starts: int = 800, seed: int = 1) -> list[float]:
         for steps in ((delta,), (10 * delta, delta)):
             u = points
             for step in steps:
-                u, found = minimise(model, target, u, weights, delta=step, iterations=300)
-            best = min(best, np.nanmin(found))
+                u, objectives = minimise(model, target, u, weights, delta=step, iterations=300)
+            best = min(best, np.nanmin(objectives))
         lowest.append(float(best))
         print(f"{name}, {law}, {delta:g}: {cost[0]:.12g}, longer {best:.12g}", flush=True)
     return lowest

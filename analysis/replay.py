@@ -34,17 +34,17 @@ def predict_dearer(name: str, runs: Runs) -> dict:
     """Relative errors of the held-out runs: a fit for the target, and Chinchilla's law fitted plainly."""
     held = runs.take(runs.holdout)
     target = 10 ** float(np.log10(6 * held.n * held.d).mean())
-    found = fit_for_target(runs, target)
-    error = np.abs(found.fit.predict(held.n, held.d) / held.loss - 1)
+    targeted = fit_for_target(runs, target)
+    error = np.abs(targeted.fit.predict(held.n, held.d) / held.loss - 1)
     plain = np.abs(fit(runs, "chinchilla", 1e-3).predict(held.n, held.d) / held.loss - 1)
-    drawn = bootstrap(found.fit, runs, 400, run_weights=found.weights)
+    drawn = bootstrap(targeted.fit, runs, 400, run_weights=targeted.weights)
     _, low, high = predict_interval(drawn, held.n, held.d)
     return {
         "runs": name,
         "fitted": len(runs.fitted),
         "held out": len(held),
-        "law": found.fit.law,
-        "kappa": found.kappa,
+        "law": targeted.fit.law,
+        "kappa": targeted.kappa,
         "mean error %": 100 * float(error.mean()),
         "worst %": 100 * float(error.max()),
         "in 90 % interval": float(((low <= held.loss) & (held.loss <= high)).mean()),
@@ -58,9 +58,9 @@ def curves_table() -> pd.DataFrame:
     for size in ("25M", "100M", "400M"):
         files = sorted((public() / "lr_schedules" / size).glob("*.csv"))
         curves = [read_curve(path) for path in files]
-        one = fit_curves([c for c in curves if c.name in FITTED_CURVES])
-        table = evaluate(one, [c for c in curves if c.name not in FITTED_CURVES])
-        rows.append(table.assign(model=size, law=one.law))
+        curve_fit = fit_curves([c for c in curves if c.name in FITTED_CURVES])
+        table = evaluate(curve_fit, [c for c in curves if c.name not in FITTED_CURVES])
+        rows.append(table.assign(model=size, law=curve_fit.law))
     return pd.concat(rows, ignore_index=True)
 
 

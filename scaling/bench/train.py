@@ -90,20 +90,20 @@ PRESETS = {"cpu": CPU, "gpu": GPU, "all": CPU + GPU}
 def bench(preset: str, seconds: float, profile: Path | None) -> list[dict[str, Any]]:
     """A row per shape and number of processes. Raises InputError for shapes that want an accelerator, on a CPU."""
     rows = []
-    for one in PRESETS[preset]:
-        on_cpu = one in CPU
-        mine = cores()
-        groups = [(1, [mine])]
-        if on_cpu and len(mine) > 1:
-            groups += [(math.gcd(len(mine), one.batch), [mine]), (1, [[mine[0]], [mine[1]]])]
+    for case in PRESETS[preset]:
+        on_cpu = case in CPU
+        all_cores = cores()
+        groups = [(1, [all_cores])]
+        if on_cpu and len(all_cores) > 1:
+            groups += [(math.gcd(len(all_cores), case.batch), [all_cores]), (1, [[all_cores[0]], [all_cores[1]]])]
         for devices, group in groups:
-            trace = profile / f"d{one.d_model}-{len(group)}x{devices}" if profile else None
-            rows.append(row(one, devices, measured(one, "cpu" if on_cpu else "", devices, group, seconds, trace)))
+            trace = profile / f"d{case.d_model}-{len(group)}x{devices}" if profile else None
+            rows.append(row(case, devices, measured(case, "cpu" if on_cpu else "", devices, group, seconds, trace)))
     return rows
 
 
 def measured(
-    one: Shape, platform: str, devices: int, group: list[list[int]], seconds: float, trace: Path | None
+    case: Shape, platform: str, devices: int, group: list[list[int]], seconds: float, trace: Path | None
 ) -> list[dict]:
     """What each process of a group reports, each pinned to its cores; all are compiled before any is timed."""
     environment = {**os.environ, **({"JAX_PLATFORMS": platform} if platform else {})}
@@ -114,7 +114,7 @@ def measured(
         processes = []
         for i, pinned in enumerate(group):
             where = str(trace / str(i)) if trace else ""
-            job = {"shape": asdict(one), "cores": pinned, "devices": devices, "seconds": seconds, "trace": where}
+            job = {"shape": asdict(case), "cores": pinned, "devices": devices, "seconds": seconds, "trace": where}
             command = [sys.executable, "-m", "scaling.bench.train", json.dumps(job)]
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -140,26 +140,26 @@ def answer(process: subprocess.Popen) -> dict[str, Any]:
     line = process.stdout.readline()
     if not line:
         raise InputError(f"bench: a measuring process ended with status {process.wait()} (its words stand above)")
-    said = json.loads(line)
-    if "error" in said:
-        raise InputError(said["error"])
-    return said
+    report = json.loads(line)
+    if "error" in report:
+        raise InputError(report["error"])
+    return report
 
 
-def row(one: Shape, devices: int, reports: list[dict]) -> dict[str, Any]:
+def row(case: Shape, devices: int, reports: list[dict]) -> dict[str, Any]:
     """The rates of the processes added up; times and memory of the slowest and largest."""
     rate = sum(1 / r["step_seconds"] for r in reports)
     worst = max(reports, key=lambda r: r["step_seconds"])
-    flops, peak = one.flops * rate, sum(r["peak_flops"] for r in reports)
+    flops, peak = case.flops * rate, sum(r["peak_flops"] for r in reports)
     return {
-        "d_model": one.d_model,
-        "n_layers": one.n_layers,
-        "batch": one.batch,
-        "seq_len": one.seq_len,
+        "d_model": case.d_model,
+        "n_layers": case.n_layers,
+        "batch": case.batch,
+        "seq_len": case.seq_len,
         "processes": len(reports),
         "devices": devices,
         "gflops": round(flops / 1e9, 2),
-        "tokens_per_second": round(one.batch * one.seq_len * rate, 1),
+        "tokens_per_second": round(case.batch * case.seq_len * rate, 1),
         "share_of_peak": round(flops / peak, 4),
         "compile_seconds": round(max(r["compile_seconds"] for r in reports), 2),
         "step_seconds": worst["step_seconds"],
@@ -168,8 +168,8 @@ def row(one: Shape, devices: int, reports: list[dict]) -> dict[str, Any]:
         "peak_bytes": max(r["peak_bytes"] for r in reports),
         "peak_gflops": round(peak / 1e9, 1),
         "peak_from": worst["peak_from"],
-        "dtype": one.dtype,
-        "vocab_size": one.vocab_size,
+        "dtype": case.dtype,
+        "vocab_size": case.vocab_size,
         "device": worst["device"],
         "jax": worst["jax"],
     }
@@ -187,21 +187,21 @@ def measure(job: dict[str, Any]) -> None:
     from scaling.engine.program import CHUNK_STEPS, program_for
     from scaling.engine.sharding import batch_sharding, make_mesh
 
-    one = Shape(**job["shape"])
-    config, device = one.run(), jax.devices()[0]
-    if one not in CPU and device.platform == "cpu":
-        shape_is = f"{shape(config.model)}, {one.batch}x{one.seq_len}"
+    case = Shape(**job["shape"])
+    config, device = case.run(), jax.devices()[0]
+    if case not in CPU and device.platform == "cpu":
+        shape_is = f"{shape(config.model)}, {case.batch}x{case.seq_len}"
         print(json.dumps({"error": f"preset: {shape_is} wants an accelerator, none is here; --preset cpu"}), flush=True)
         return
     mesh = make_mesh(f"data={job['devices']}" if job["devices"] > 1 else "")
-    program = program_for(config, Execution(remat=one.remat), mesh)
+    program = program_for(config, Execution(remat=case.remat), mesh)
     rng = np.random.default_rng(0)
     if mesh.size == 1:
-        corpus = jax.device_put(rng.integers(0, one.vocab_size, 2**20).astype(np.uint16))
-        starts = rng.integers(0, 2**20 - one.seq_len - 1, (CHUNK_STEPS, one.batch)).astype(np.int32)
+        corpus = jax.device_put(rng.integers(0, case.vocab_size, 2**20).astype(np.uint16))
+        starts = rng.integers(0, 2**20 - case.seq_len - 1, (CHUNK_STEPS, case.batch)).astype(np.int32)
         data = {"corpus": corpus, "start_XB": starts}
     else:
-        tokens = rng.integers(0, one.vocab_size, (CHUNK_STEPS, one.batch, one.seq_len + 1)).astype(np.int32)
+        tokens = rng.integers(0, case.vocab_size, (CHUNK_STEPS, case.batch, case.seq_len + 1)).astype(np.int32)
         data = {"tokens_XBU": jax.device_put(tokens, batch_sharding(mesh, axis=1))}
     lr, decay = np.full(CHUNK_STEPS, 1e-4, np.float32), np.full(CHUNK_STEPS, 1e-5, np.float32)
     state = program.init(jax.random.key(0))
@@ -221,8 +221,8 @@ def measure(job: dict[str, Any]) -> None:
     call(1)
     n = int(np.clip(0.25 / call(1), 1, CHUNK_STEPS))
     peak, peak_from = PEAKS.get(device.device_kind, 0.0), f"{device.device_kind}, data sheet, bfloat16"
-    if not peak or one.dtype != "bfloat16":
-        peak, peak_from = matrix_product(one.dtype), f"measured, {one.dtype} matrix product"
+    if not peak or case.dtype != "bfloat16":
+        peak, peak_from = matrix_product(case.dtype), f"measured, {case.dtype} matrix product"
     print(json.dumps({"ready": True}), flush=True)
     sys.stdin.readline()
     times, began = [], time.perf_counter()
@@ -262,7 +262,7 @@ def matrix_product(dtype: str, size: int = 1024) -> float:
 
 
 def peak_bytes(device: Any) -> int:
-    """The most memory that was held: on the device where it tells, else by this process, JAX itself included."""
+    """The most memory that was held: on the device where it reports that, else by this process, JAX itself included."""
     statistics = device.memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
         return int(statistics["peak_bytes_in_use"])

@@ -18,10 +18,10 @@ def digests(state: Any) -> dict[str, int]:
     A changed word is always noticed, its factor being odd; what changes several slips through once in about 2^32.
     Arrays that span processes are digested where they lie, the others here.
     """
-    found = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state)}
-    spread = {name: x for name, x in found.items() if isinstance(x, jax.Array) and not x.is_fully_addressable}
-    there = device_digests(spread) if spread else {}
-    return {name: int(there[name]) if name in there else host_digest(x) for name, x in found.items()}
+    arrays = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state)}
+    spread = {name: x for name, x in arrays.items() if isinstance(x, jax.Array) and not x.is_fully_addressable}
+    on_devices = device_digests(spread) if spread else {}
+    return {name: int(on_devices[name]) if name in on_devices else host_digest(x) for name, x in arrays.items()}
 
 
 def host_digest(x: Any) -> int:

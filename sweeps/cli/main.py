@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         print(parser.format_usage() + "\n" + DESCRIPTION + "\n\ncommands:")
         for name, (_, summary) in COMMANDS.items():
             print(f"  {name:12s} {summary}")
-        print("\n" + EPILOG + "\n\nscaling COMMAND --help tells the options of each.")
+        print("\n" + EPILOG + "\n\nscaling COMMAND --help lists the options of each.")
         return DONE if argv else BAD_INPUT
     if argv[0] not in COMMANDS:
         fail(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; see scaling --help")
