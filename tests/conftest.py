@@ -1,16 +1,37 @@
-"""Settings for all tests: eight virtual CPU devices, and caches apart from the user's."""
+"""Settings for all tests: eight virtual CPU devices, and caches apart from the user's.
+
+Corpora and measured speeds are new to every session. Compiled programs are kept from session to session, in
+$SCALING_TEST_CACHE, else in the user's cache. That hides no mistake: XLA finds a program by the digest of all of its
+text, its options and the compiler's version, so code that has changed finds another program or the one it would make.
+"""
 
 import os
 import tempfile
+import time
+from importlib.metadata import version
 from pathlib import Path
+
+KEPT_DAYS = 14
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 _caches = tempfile.TemporaryDirectory(prefix="scaling-tests-")
 os.environ["SCALING_CACHE"] = str(Path(_caches.name) / "cache")
-os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+_kept = Path(os.environ.get("SCALING_TEST_CACHE") or Path("~/.cache/scaling-laws-tests").expanduser())
+_programs = _kept / f"compiled-{version('jax')}"
+# The variables reach the processes that tests start: workers, hosts, nodes.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_programs)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest  # noqa: E402
+
+
+def pytest_sessionstart() -> None:
+    """Drops programs that are old. They are made again; JAX does not touch an entry that it reads."""
+    for entry in _programs.glob("*-cache"):
+        if entry.stat().st_mtime < time.time() - KEPT_DAYS * 86_400:
+            entry.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

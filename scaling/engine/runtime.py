@@ -47,5 +47,6 @@ def set_up_jax(cpu_devices: int = 1) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     # A program is compiled once a machine, not once a process: compiling costs seconds, as much as a small run.
     jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    shortest = os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", float(shortest))
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
