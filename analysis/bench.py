@@ -21,6 +21,7 @@ from analysis.forecast.select import choose_law
 from analysis.laws.forms import LAWS, SINGLE
 from analysis.laws.published import PUBLISHED
 from analysis.runs import Runs, read_runs
+from analysis.text import text_table
 from analysis.uncertainty.bootstrap import bootstrap
 
 # Lowest objectives known of the 42 fits, in the order of `fits()`: `python -m analysis.bench` looks for them from 800
@@ -69,12 +70,12 @@ def bench() -> list[dict]:
 
 
 def bench_text(rows) -> str:
-    lines = [f"{'work':<22}{'seconds':>9}  {'value':>16}  what the value is"]
+    lines = [["work", "what the value is", "seconds", "value"]]
     for row in rows:
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.3f}"
         value = "-" if row["value"] is None else f"{row['value']:.13g}"
-        lines.append(f"{row['name']:<22}{seconds:>9}  {value:>16}  {row['what']}")
-    return "\n".join(lines)
+        lines.append([row["name"], row["what"], seconds, value])
+    return text_table(lines)
 
 
 def timed(work, repeats: int = 5):

@@ -10,14 +10,15 @@ class InputError(ValueError):
     """The user's input is wrong. The message is one line: the field, its value, and the remedy."""
 
 
-def close_match(name: str, known: Iterable[str]) -> str:
-    """' (did you mean 'tokens'?)' where a known name is near, else the known names, else nothing."""
-    known = [str(k) for k in known]
-    lower = {k.lower(): k for k in reversed(known)}
-    near = difflib.get_close_matches(str(name).lower(), list(lower), n=1, cutoff=0.6)
-    if near:
-        return f" (did you mean {lower[near[0]]!r}?)"
-    if not known:
-        return ""
-    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return f" (there are: {shown})"
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """`, did you mean 'x'?` where another of `options` is near, else an empty string (as models.errors has it)."""
+    lower = {str(o).lower(): str(o) for o in options if str(o) != name}
+    close = difflib.get_close_matches(str(name).lower(), list(lower), n=1, cutoff=0.5)
+    return f", did you mean {lower[close[0]]!r}?" if close else ""
+
+
+def nearest_or_all(name: str, options: Iterable[str]) -> str:
+    """`did_you_mean`, or where nothing is near the first twelve of the options."""
+    options = [str(o) for o in options]
+    listed = f" (there are: {', '.join(options[:12])}{', ...' if len(options) > 12 else ''})" if options else ""
+    return did_you_mean(name, options) or listed

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from os import PathLike, fspath
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from analysis.errors import InputError, close_match
+from analysis.errors import InputError, nearest_or_all
+from analysis.tables import check_positive, named_once, numbers, read_table, rows_where
 
 # Looked for in this order where the column is not named; compared in lower case without blanks and punctuation.
 _N_NAMES = ("n", "params", "parameters", "nparams", "numparams", "modelsize", "ntotal", "nnonembedding")
@@ -51,15 +49,15 @@ class Runs:
         if name in ("N", "D", "C") and name not in self.inputs:
             values = {"N": self.n, "D": self.d, "C": self.flops}[name]
         elif column in self.frame.columns:
-            values = _numbers(self.frame, column)
+            values = numbers(self.frame, column)
         elif name == "x":
             values = self.flops
         else:
-            near = close_match(column, self.frame.columns)
+            near = nearest_or_all(column, self.frame.columns)
             raise InputError(
                 f"the law needs {name}, and there is no column {column!r}; name it with --input {name}=COLUMN{near}"
             )
-        _check_positive(self.frame, values, column, name)
+        check_positive(self.frame, values, column, name)
         return values
 
     def effort(self, law) -> np.ndarray:
@@ -111,21 +109,8 @@ def read_runs(
             raise InputError(f"{option} {unit}: must be a positive number, such as 1e6 for millions")
     if loss_unit not in (None, "nats", "bits"):
         raise InputError(f"--loss-unit {loss_unit!r}: nats or bits")
-    frame = path_or_frame.copy() if isinstance(path_or_frame, pd.DataFrame) else _read(path_or_frame)
-    frame = frame.reset_index(drop=True)
-    frame.columns = [str(c) for c in frame.columns]
-    if not len(frame):
-        raise InputError("the table of runs is empty: no rows to fit")
-    notes = []
-    if "status" in frame.columns:
-        finished = frame["status"].astype("string").str.strip().str.lower().eq("finished").fillna(False).to_numpy(bool)
-        if not finished.any():
-            states = ", ".join(sorted(frame["status"].astype(str).unique())[:5])
-            raise InputError(f"column 'status': none of the {len(frame)} runs is 'finished' (found: {states})")
-        if not finished.all():
-            notes.append(f"{(~finished).sum()} of {len(frame)} runs dropped: their status is not 'finished'")
-            frame = frame[finished].reset_index(drop=True)
-
+    frame = path_or_frame if isinstance(path_or_frame, pd.DataFrame) else read_table(path_or_frame)
+    frame, notes = _finished(named_once(frame.reset_index(drop=True)))
     loss_name = _named(frame, loss_column, "loss", "--loss-column")
     inputs = dict(inputs or {})
     for name, column in inputs.items():
@@ -138,36 +123,31 @@ def read_runs(
     if d_name is None and c_name is None:
         raise InputError(
             "no column for D: name it with --d-column, or the training FLOPs with --c-column"
-            + close_match("tokens", frame.columns)
+            + nearest_or_all("tokens", frame.columns)
         )
 
-    n, loss = _numbers(frame, n_name) * (n_unit or 1.0), _numbers(frame, loss_name)
+    n, loss = numbers(frame, n_name) * (n_unit or 1.0), numbers(frame, loss_name)
     loss = loss * np.log(2.0) if loss_unit == "bits" else loss
     with np.errstate(all="ignore"):
-        d = _numbers(frame, d_name) * (d_unit or 1.0) if d_name else _numbers(frame, c_name) / (6.0 * n)
-        flops = _numbers(frame, c_name) if c_name else 6.0 * n * d
+        d = numbers(frame, d_name) * (d_unit or 1.0) if d_name else numbers(frame, c_name) / (6.0 * n)
+        flops = numbers(frame, c_name) if c_name else 6.0 * n * d
     derived = {"N": n, "D": d, "C": flops, "flops": flops, "tokens": d}
     scope = frame.assign(**{k: v for k, v in derived.items() if k not in frame.columns})
 
-    keep = _rows(scope, frame.columns, where, "--where")
-    if not keep.any():
-        raise InputError(f"--where {where!r} keeps none of the {len(frame)} runs")
-    held = _rows(scope, frame.columns, holdout, "--holdout") if holdout is not None else np.zeros(len(frame), bool)
+    keep, held = _kept_and_held(scope, frame.columns, where, holdout)
     frame, n, d, loss, flops, held = (v[keep] for v in (frame, n, d, loss, flops, held))
     frame = frame.reset_index(drop=True)
 
-    _check_positive(frame, loss, loss_name, "loss")
-    _check_positive(frame, n, n_name, "N")
-    _check_positive(frame, d, d_name or c_name, "D" if d_name else "D = C/6N")
-    _check_positive(frame, flops, c_name or "6ND", "C")
+    check_positive(frame, loss, loss_name, "loss")
+    check_positive(frame, n, n_name, "N")
+    check_positive(frame, d, d_name or c_name, "D" if d_name else "D = C/6N")
+    check_positive(frame, flops, c_name or "6ND", "C")
     given = {key for key, unit in (("n", n_unit), ("d", d_unit), ("loss", loss_unit)) if unit is not None}
     doubt = look_wrong(n, d if d_name else np.full_like(d, np.nan), loss, n_name, d_name or "", loss_name, given)
     if doubt:
         raise InputError(doubt)
-    if holdout is not None and not held.any():
-        raise InputError(f"--holdout {holdout!r} matches none of the {len(frame)} runs: nothing would be held out")
-    if holdout is not None and held.all():
-        raise InputError(f"--holdout {holdout!r} matches all {len(frame)} runs: none would be left to fit")
+    if c_name and d_name and (doubt := _odd_flops(flops, 6.0 * n * d, c_name)):
+        notes.append(doubt)
     return Runs(
         n=n,
         d=d,
@@ -186,15 +166,59 @@ def read_runs(
 
 def _plain_runs(frame, inputs, loss_name, where, holdout, notes) -> Runs:
     """Rows of a table without N and D, for a law of other inputs: N, D and C are NaN."""
-    keep = _rows(frame, frame.columns, where, "--where")
-    if not keep.any():
-        raise InputError(f"--where {where!r} keeps none of the {len(frame)} runs")
-    held = _rows(frame, frame.columns, holdout, "--holdout") if holdout is not None else np.zeros(len(frame), bool)
+    keep, held = _kept_and_held(frame, frame.columns, where, holdout)
     frame, held = frame[keep].reset_index(drop=True), held[keep]
-    loss = _numbers(frame, loss_name)
-    _check_positive(frame, loss, loss_name, "loss")
+    loss = numbers(frame, loss_name)
+    check_positive(frame, loss, loss_name, "loss")
     none = np.full(len(frame), np.nan)
     return Runs(none, none, loss, none, held, frame, "", "", "", loss_name, tuple(notes), inputs)
+
+
+def _finished(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """(the rows whose status is "finished", all where there is no status; a note on the others)."""
+    if not len(frame):
+        raise InputError("the table of runs is empty: no rows to fit")
+    if "trunk" in frame.columns:  # a run without a trunk shares its noise with no other
+        alone = pd.Series([f"row {i}" for i in range(len(frame))], frame.index)
+        frame = frame.assign(trunk=frame["trunk"].astype(object).where(frame["trunk"].notna(), alone))
+    if "status" not in frame.columns:
+        return frame, []
+    status = frame["status"].astype("string").str.strip().fillna("").replace("", "blank")
+    finished = status.str.lower().eq("finished").to_numpy(bool)
+    if not finished.any():
+        states = ", ".join(sorted(status.unique())[:5])
+        raise InputError(f"column 'status': none of the {len(frame)} runs is 'finished' (there are: {states})")
+    if finished.all():
+        return frame, []
+    note = f"{(~finished).sum()} of {len(frame)} runs dropped: their status is not 'finished'"
+    return frame[finished].reset_index(drop=True), [note]
+
+
+def _kept_and_held(scope, columns, where, holdout) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are used at all, and which of all rows are held out, (rows,) each."""
+    keep = rows_where(scope, columns, where, "--where")
+    if not keep.any():
+        raise InputError(f"--where {where!r} keeps none of the {len(scope)} runs")
+    if holdout is None:
+        return keep, np.zeros(len(scope), bool)
+    held = rows_where(scope, columns, holdout, "--holdout")
+    if not held[keep].any():
+        raise InputError(f"--holdout {holdout!r} matches none of the {keep.sum()} runs: nothing would be held out")
+    if held[keep].all():
+        raise InputError(f"--holdout {holdout!r} matches all {keep.sum()} runs: none would be left to fit")
+    return keep, held
+
+
+def _odd_flops(flops, flops_6nd, column: str) -> str | None:
+    """A line about a column of FLOPs that is far from 6ND, by its unit or by the order of its rows, or None."""
+    apart = np.log(flops) - np.log(flops_6nd)
+    ratio = float(np.exp(np.median(apart)))
+    sorted_apart = np.sort(np.log(flops)) - np.sort(np.log(flops_6nd))
+    permuted = np.std(apart) > max(np.log(2.0), 4 * np.std(sorted_apart))
+    if not permuted and 0.1 <= ratio <= 10:
+        return None
+    looks = "; its rows look permuted: sorted, the two agree" if permuted else "; is it in another unit?"
+    return f"column {column!r} is {ratio:.3g} times 6ND in the median run{looks}; check it, or leave it out"
 
 
 def look_wrong(n, d, loss, n_column: str, d_column: str, loss_column: str, given=frozenset()) -> str | None:
@@ -220,31 +244,15 @@ def look_wrong(n, d, loss, n_column: str, d_column: str, loss_column: str, given
     return None
 
 
-def _read(path: str | PathLike) -> pd.DataFrame:
-    path = Path(fspath(path))
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give a CSV or parquet file of runs")
-    suffix = path.suffix.lower()
-    try:
-        if suffix in (".parquet", ".pq"):
-            return pd.read_parquet(path)
-        if suffix in (".csv", ".txt", ".tsv"):
-            return pd.read_csv(path, sep="\t" if suffix == ".tsv" else ",")
-    except Exception as error:  # pandas and pyarrow raise a dozen kinds; all mean that the file cannot be read
-        reason = str(error).strip().splitlines()
-        raise InputError(f"{path} cannot be read as {suffix[1:]}: {reason[0] if reason else error!r}") from error
-    raise InputError(f"{path}: {suffix or 'no suffix'} is not a table of runs; give a .csv or .parquet file")
-
-
 def _key(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _named(frame, name, quantity, option):
     if name not in frame.columns:
-        raise InputError(f"no column {name!r} for {quantity}; name it with {option}{close_match(name, frame.columns)}")
+        raise InputError(
+            f"no column {name!r} for {quantity}; name it with {option}{nearest_or_all(name, frame.columns)}"
+        )
     return name
 
 
@@ -254,77 +262,12 @@ def _column(frame, name, quantity, option, preferred, common, required=True):
     for wanted in preferred:
         if wanted in frame.columns:
             return wanted
-    found = [c for c in frame.columns if _key(c) in common]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InputError(f"more than one column could be {quantity}: {', '.join(found)}; choose one with {option}")
+    likely = [c for c in frame.columns if _key(c) in common]
+    if len(likely) == 1:
+        return likely[0]
+    if likely:
+        raise InputError(f"more than one column could be {quantity}: {', '.join(likely)}; choose one with {option}")
     if required:
         columns = ", ".join(map(str, frame.columns[:12]))
         raise InputError(f"no column for {quantity}; name it with {option} (there are: {columns})")
     return None
-
-
-def _numbers(frame, name) -> np.ndarray:
-    return pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
-
-
-def _check_positive(frame, values, column, quantity):
-    bad = ~(np.isfinite(values) & (values > 0))
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        shown = frame[column].iloc[first] if column in frame.columns else values[first]
-        count = f"{bad.sum()} of {len(bad)} runs have"
-        raise InputError(
-            f"column {column!r} ({quantity}): {count} no positive finite value, the first in row {first}: {shown}; "
-            f"drop or repair them, for example --where '`{column}` > 0'"
-        )
-
-
-_ALLOWED = (
-    *(ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Name, ast.Load, ast.Constant),
-    *(ast.List, ast.Tuple, ast.boolop, ast.operator, ast.unaryop, ast.cmpop),
-)
-
-
-def _rows(scope: pd.DataFrame, columns, expression: str | None, option: str) -> np.ndarray:
-    """The rows where the expression holds. Only comparisons over columns are let through: no calls, no attributes."""
-    if expression is None:
-        return np.ones(len(scope), bool)
-    quoted: list[str] = []
-
-    def plain(match):
-        quoted.append(match.group(1))
-        return f"quoted_column_{len(quoted) - 1}"
-
-    text = re.sub(r"`([^`]*)`", plain, expression)
-    try:
-        tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{option} {expression!r} is not an expression over columns, such as 'flops > 1e12'"
-        ) from error
-    names = {}
-    for node in ast.walk(tree):
-        if not isinstance(node, _ALLOWED) or isinstance(node, ast.Pow):
-            raise InputError(
-                f"{option} {expression!r}: only comparisons of columns and numbers joined by and, or, not are allowed"
-            )
-        if isinstance(node, ast.Name):
-            known = node.id.startswith("quoted_column_") and node.id[14:].isdigit()
-            names[node.id] = quoted[int(node.id[14:])] if known and int(node.id[14:]) < len(quoted) else node.id
-    for name in names.values():
-        if name not in scope.columns:
-            raise InputError(f"{option} {expression!r}: no column {name!r}{close_match(name, columns)}")
-    if not names:
-        raise InputError(f"{option} {expression!r} names no column; write a comparison such as 'flops > 1e12'")
-    try:
-        local = pd.DataFrame({plain_name: scope[name] for plain_name, name in names.items()})
-        answer = local.eval(text, engine="python")
-    except Exception as error:  # pandas raises many kinds for an expression it cannot work out
-        reason = str(error).strip().splitlines()
-        raise InputError(f"{option} {expression!r} cannot be worked out: {reason[0] if reason else error!r}") from error
-    answer = np.asarray(answer)
-    if answer.shape != (len(scope),) or answer.dtype.kind not in "bO":
-        raise InputError(f"{option} {expression!r} is not true or false for each run; write a comparison")
-    return np.array([value is True or value is np.True_ for value in answer.tolist()], bool)

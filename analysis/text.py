@@ -12,7 +12,12 @@ def printable(text: str) -> str:
     return "".join(" " if c in "\n\t\r" else c if unicodedata.category(c)[0] != "C" else "�" for c in text)
 
 
-def text_table(rows: Sequence[Sequence[str]], left: int = 2) -> str:
+def figure_text(text: str) -> str:
+    """A name from a file as text of a figure, in which a dollar sign would begin a formula."""
+    return printable(text).replace("$", r"\$")
+
+
+def text_table(rows: Sequence[Sequence[str]], left: int = 2, indent: int = 0) -> str:
     """Rows of strings as aligned columns, the first row their heads, the first `left` columns to the left."""
     from rich.console import Console
     from rich.table import Table
@@ -24,4 +29,4 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 2) -> str:
         table.add_row(*map(printable, row))
     console = Console(file=io.StringIO(), width=100_000, color_system=None, markup=False, highlight=False, emoji=False)
     console.print(table)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(" " * indent + line.rstrip() for line in console.file.getvalue().splitlines())

@@ -9,6 +9,7 @@ class InputError(ValueError):
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """`, did you mean 'x'?` where one of `options` is close to `name`, else an empty string."""
-    close = difflib.get_close_matches(name.lower(), list(options), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+    """`, did you mean 'x'?` where another of `options` is near, else an empty string (as analysis.errors has it)."""
+    lower = {str(o).lower(): str(o) for o in options if str(o) != name}
+    close = difflib.get_close_matches(str(name).lower(), list(lower), n=1, cutoff=0.5)
+    return f", did you mean {lower[close[0]]!r}?" if close else ""

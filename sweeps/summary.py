@@ -1,17 +1,18 @@
-"""From a sweep's folder and its fitted study to what a person reads: the tables, summary.json and report.html."""
+"""From the findings of a sweep, or of any table of runs, to what a person reads: tables, summary.json, report.html."""
 
-import io
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.report.findings import Study
+from analysis.files import inside, write_bytes, write_text
+from analysis.report.findings import Findings
 from analysis.report.page import text_report, write_report
-from analysis.report.plots import figure_compute, figure_predicted, figure_tokens
-from scaling.folder import read_json, write_atomically
+from analysis.report.plots import figures_of, to_png
+from models.errors import InputError
+from scaling.folder import read_json
 from scaling.result import read_result
-from scaling.trust import check_links
 from sweeps.cost import duration
 from sweeps.health import coordinates_text, health, health_line, health_text
 from sweeps.launch.local import seconds_of
@@ -22,9 +23,12 @@ def describe(folder: Path) -> dict[str, Any]:
     """What is known of the sweep in `folder` beside its table: name, hold-out, law, seconds and FLOPs spent, set-up."""
     folders = run_folders(folder)
     sweep = read_json(folder / "sweep.json") if (folder / "sweep.json").exists() else {}
+    for key in ("name", "holdout", "law"):
+        if not isinstance(sweep.get(key), str | None):
+            raise InputError(f"{folder / 'sweep.json'}: {key} = {sweep[key]!r}: expected text; launch the sweep again")
     launches = seconds_of(folder / "launches.json")  # those of other engines keep no time
     facts: dict[str, Any] = {
-        "name": sweep.get("name", folder.name),
+        "name": sweep.get("name") or folder.name,
         "holdout": sweep.get("holdout"),
         "law": sweep.get("law"),
         "seconds": round(sum(launches), 1) if launches else None,
@@ -42,59 +46,76 @@ def describe(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def report(study: Study, folder: Path, facts: dict[str, Any], started: float) -> str:
-    """Writes report.html, summary.json and figures/ into `folder`, and returns the text to print.
+def report(
+    findings: Findings, sources: Sequence[Path], out: Path, sweeps: Sequence[dict[str, Any]], started: float
+) -> str:
+    """Writes report.html, summary.json and figures/ into `out`, and returns the text to print.
 
-    `seconds` of the summary: all launches of the sweep, preparing the corpus included, and this analysis, which began
-    at `started` (time.monotonic).
+    sources: the folders and files that the runs came from; sweeps: what `describe` says of the folders. `seconds` of
+    the summary: all launches of the sweeps, preparing the corpus included, and this analysis, which began at `started`
+    (time.monotonic).
     """
-    check_links(folder)
-    name, tuning = facts["name"], health(folder)
-    checks = [health_line(tuning), coordinates_text(folder)]
-    facts = facts | {"tuning": "; ".join(filter(None, checks))}
-    path = write_report(study, folder / "report.html", f"Scaling study: {name}", checklist(study, facts))
+    name = ", ".join(str(sweep["name"]) for sweep in sweeps) or ", ".join(source.name for source in sources)
+    tuning = {source: health(source) for source in sources if source.is_dir()}
+    checks = [check for source in tuning for check in (health_line(tuning[source]), coordinates_text(source)) if check]
+    facts = {key: sum(sweep[key] for sweep in sweeps) for key in ("flops", "flops_wanted", "runs", "finished")}
+    launches = [sweep["seconds"] for sweep in sweeps if sweep["seconds"] is not None]
+    facts |= {"seconds": sum(launches) if launches else None, "where": sweeps[-1].get("where") if sweeps else None}
+    stated = checklist(findings, facts) | ({"tuning": "; ".join(checks)} if checks else {})
+    path = write_report(findings, inside(out, "report.html"), f"Scaling study: {name}", stated, checks)
     seconds = None if facts["seconds"] is None else round(facts["seconds"] + time.monotonic() - started, 1)
-    (folder / "figures").mkdir(exist_ok=True)
-    for figure in (figure_compute, figure_tokens, figure_predicted):
-        made = folder / "figures" / f"{figure.__name__.removeprefix('figure_')}.png"
-        picture = io.BytesIO()
-        figure(study).savefig(picture, dpi=150)
-        write_atomically(made, picture.getvalue())
+    for figure, drawn in figures_of(findings.runs, findings.fit).items():
+        write_bytes(inside(out, "figures", f"{figure}.png"), to_png(drawn))
     flops = {"flops": facts["flops"], "flops_spent": facts["flops"], "flops_wanted": facts["flops_wanted"]}
-    summary = {"name": name, "seconds": seconds, **flops, **study.to_json()}
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    summary = {"name": name, "seconds": seconds, **(flops if sweeps else {}), **findings.to_json()}
+    write_text(inside(out, "summary.json"), json.dumps(summary, indent=1, allow_nan=False) + "\n")
     missing = facts["runs"] - facts["finished"]
     lines = [f"{missing} of {facts['runs']} runs are not finished and left out"] if missing else []
-    lines += [text_report(study), health_text(tuning), *checks[1:]]
-    of = f" of {facts['flops_wanted']:.4g}, the rest shared," if facts["flops_wanted"] > facts["flops"] else ""
-    took = "" if seconds is None else f" and analysed in {seconds:.0f} s"
-    lines.append(f"{facts['flops']:.4g} FLOPs{of} trained{took}")
+    lines += [text_report(findings), *map(health_text, tuning.values()), *map(coordinates_text, tuning)]
+    if sweeps:
+        of = f" of {facts['flops_wanted']:.4g}, the rest shared," if facts["flops_wanted"] > facts["flops"] else ""
+        took = "" if seconds is None else f" and analysed in {seconds:.0f} s"
+        lines.append(f"{facts['flops']:.4g} FLOPs{of} trained{took}")
     lines.append(f"report: {path}")
     return "\n\n".join(filter(None, lines))
 
 
-def checklist(study: Study, facts: dict[str, Any]) -> dict[str, str]:
+def checklist(findings: Findings, facts: dict[str, Any]) -> dict[str, str]:
     """What the runs themselves say of their set-up, under the names of the report's checklist (2502.18969)."""
-    frame = study.runs.frame
+    frame = findings.runs.frame
 
     def values(column: str) -> str:
-        found = sorted(set(frame[column].dropna())) if column in frame else []
-        return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in found[:8]) + (", ..." * (len(found) > 8))
+        distinct = sorted(set(frame[column].dropna()), key=lambda v: (isinstance(v, str), v)) if column in frame else []
+        shown = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in distinct[:8])
+        return shown + ", ..." * (len(distinct) > 8)
+
+    def stated(parts: dict[str, str]) -> str:
+        """The parts that the table has a column for; {} stands for its values."""
+        return ", ".join(text.format(values(column)) for column, text in parts.items() if values(column))
 
     where = facts.get("where") or {}
-    stated = {
-        "models": f"width {values('d_model')}, depth {values('n_layers')}, heads {values('n_heads')}",
-        "data": f"{values('source')}, {values('seq_len')} tokens a window; validation on documents never trained on",
-        "tokenizer": f"{values('tokenizer')}, vocabulary {values('vocab_size')}",
-        "hyperparameters": f"AdamW, learning rate {values('lr')}, batch {values('batch_size')} windows, "
-        f"weight decay {values('weight_decay')}, seeds {values('seed')}",
+    answers = {
+        "models": stated({"d_model": "width {}", "n_layers": "depth {}", "n_heads": "heads {}"}),
+        "data": stated({"source": "{}; validation on documents never trained on", "seq_len": "{} tokens a window"}),
+        "tokenizer": stated({"tokenizer": "{}", "vocab_size": "vocabulary {}"}),
+        "hyperparameters": stated(
+            {
+                "optim": "{}",
+                "optimizer": "{}",
+                "lr": "learning rate {}",
+                "batch_size": "batch {} windows",
+                "weight_decay": "weight decay {}",
+                "seed": "seeds {}",
+            }
+        ),
         "schedule": values("schedule"),
-        "code": f"scaling-laws, jax {where.get('jax')}, {where.get('device')}, {values('dtype')}",
-        "flops": "matrix product by matrix product, causal attention, backward = 2x forward",
-        "checkpoints": "the loss after the last step of each run",
     }
-    if "tuning" in facts:
-        stated["tuning"] = facts["tuning"]
-    clock = "" if facts["seconds"] is None else f", {duration(facts['seconds'])} of wall clock"
-    stated["cost"] = f"{facts['flops']:.4g} FLOPs{clock}"
-    return stated
+    if facts["runs"]:
+        clock = "" if facts["seconds"] is None else f", {duration(facts['seconds'])} of wall clock"
+        answers |= {
+            "code": f"scaling-laws, jax {where.get('jax')}, {where.get('device')}, {values('dtype')}",
+            "flops": "matrix product by matrix product, causal attention, backward = 2x forward",
+            "checkpoints": "the loss after the last step of each run",
+            "cost": f"{facts['flops']:.4g} FLOPs{clock}",
+        }
+    return {item: answer for item, answer in answers.items() if answer}

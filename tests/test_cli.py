@@ -65,7 +65,7 @@ def test_help_imports_nothing_heavy():
         (["train", "--data.source", "sotuu"], "did you mean 'sotu'"),
         (["train", "--data.source", "text:/nowhere/*.txt"], "/nowhere/*.txt"),
         (["status", "/nowhere"], "no such folder"),
-        (["report", "runs.csv"], "runs.csv: not a folder"),
+        (["report", "runs.csv"], "runs.csv: no such file"),
         (["sweep", "quickstart", "--eval-every", "-5"], "eval_every = -5"),
         (["train", "--checkpoint-seconds", "nan"], "checkpoint_seconds = nan"),
         (["train", "--n", "1e5", "--model.d-model", "64"], "n sets the model's width"),

@@ -11,16 +11,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 from analysis.curves.forms import CURVE_LAWS, GRID, CurveModel, natural
-from analysis.curves.schedules import Curve, dense, drops, warmup_steps
-from analysis.errors import InputError, close_match
+from analysis.curves.schedules import LossCurve, dense, drops, warmup_steps
+from analysis.errors import InputError, nearest_or_all
 from analysis.files import write_text
 from analysis.fitting.fit import noise_of, objective_value, solve
 from analysis.fitting.optimise import gradient_and_curvature, minimise
+from analysis.text import text_table
 
 FORMAT = 1
 WEIGHTS = ("curves", "points")
@@ -101,14 +100,15 @@ class CurveFit:
             f"  {len(self.curves)} curves, {points} points from {100 * self.skip:g} % of the steps on, equal weight "
             f"for each {self.weights[:-1]}: {', '.join(c['name'] for c in self.curves)}",
             "",
-            f"  {'parameter':<10}{'estimate':>14}    90 % interval",
         ]
+        rows = [["parameter", "estimate", "90 % interval"]]
         for name, value in self.params.items():
             low, high = self.intervals[name]
-            lines.append(f"  {name:<10}{value:>14.6g}    [{low:.5g}, {high:.5g}]")
+            rows.append([name, f"{value:.6g}", f"[{low:.5g}, {high:.5g}]"])
         second = info["second_best"]
         compared = ", ".join(f"{k} {100 * v:.3f} %" for k, v in self.scores.items())
         lines += [
+            text_table(rows, left=1, indent=2),
             "",
             f"  objective  {self.objective:.8g} (sum of Huber, delta {self.delta:g}, on log loss)",
             f"  optimum    {info['starts_agree']} of {info['starts']} starts agree; gradient "
@@ -127,13 +127,13 @@ class CurveFit:
         lines.append("  assumed    one model, data order and batch size for all schedules; the form of the law")
         return "\n".join(lines)
 
-    def to_json(self) -> str:
+    def to_json(self) -> dict:
         record = {"format": FORMAT} | {f.name: getattr(self, f.name) for f in fields(self)}
-        return json.dumps(record | {"z": self.z.tolist(), "draws": self.draws.tolist()}, allow_nan=False)
+        return record | {"z": self.z.tolist(), "draws": self.draws.tolist()}
 
     def save(self, path) -> Path:
         """Writes all that predictions and their intervals need, without the data."""
-        return write_text(path, self.to_json() + "\n")
+        return write_text(path, json.dumps(self.to_json(), allow_nan=False) + "\n")
 
 
 def load_curve_fit(path) -> CurveFit:
@@ -160,7 +160,7 @@ def load_curve_fit(path) -> CurveFit:
 
 
 def fit_curves(
-    curves: Sequence[Curve],
+    curves: Sequence[LossCurve],
     law: str = "auto",
     delta: float = 1e-3,
     weights: str = "curves",
@@ -178,9 +178,9 @@ def fit_curves(
     under random weights of twelve blocks a curve. Raises InputError where the curves cannot identify the law.
     """
     if law != "auto" and law not in CURVE_LAWS:
-        raise InputError(f"law {law!r} is unknown{close_match(law, ['auto', *CURVE_LAWS])}")
+        raise InputError(f"law {law!r} is unknown{nearest_or_all(law, ['auto', *CURVE_LAWS])}")
     if weights not in WEIGHTS:
-        raise InputError(f"weights {weights!r} is unknown{close_match(weights, WEIGHTS)}")
+        raise InputError(f"weights {weights!r} is unknown{nearest_or_all(weights, WEIGHTS)}")
     if not (delta > 0 and (skip is None or 0 <= skip < 1) and draws >= 2):
         raise InputError(
             f"delta = {delta}, skip = {skip}, draws = {draws}: needed are delta > 0, 0 <= skip < 1, draws > 1"
@@ -249,89 +249,6 @@ def fit_curves(
         draws=boot,
         notes=tuple(notes),
     )
-
-
-def evaluate(fit: CurveFit, curves: Sequence[Curve]) -> pd.DataFrame:
-    """Predicted against measured, a row a curve; errors are relative, predicted / measured - 1.
-
-    `final` is the mean of the last points logged, 2 % of them and at least 5, `predicted` the mean of the predictions
-    at the same points with its 90 % interval; `last` is the single last point. Mean and max error are over all points
-    from the end of the warm-up on. `fitted` says whether the fit saw a curve of that name.
-    """
-    rows = []
-    for curve in curves:
-        c = curve.take(curve.step >= curve.warmup)
-        n = _window(c)
-        predicted, low, high = fit.final_loss(c.lr, c.step[-n:])
-        final = float(c.loss[-n:].mean())
-        errors = fit.predict(c.lr, c.step) / c.loss - 1
-        rows.append(
-            {
-                "name": c.name,
-                "fitted": any(c.name == seen["name"] for seen in fit.curves),
-                "final": final,
-                "predicted": predicted,
-                "low": low,
-                "high": high,
-                "error": predicted / final - 1,
-                "last": float(c.loss[-1]),
-                "last_error": float(errors[-1]),
-                "mean_error": float(np.abs(errors).mean()),
-                "max_error": float(np.abs(errors).max()),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def curves_report(fit: CurveFit, table: pd.DataFrame) -> str:
-    """The fit's summary and a line for each curve of `evaluate`, those held out last."""
-    width = max(10, *(len(n) for n in table["name"])) + 2
-    columns = f"{'measured':>9}{'predicted':>11}   {'90 % interval':<17}{'error':>8}{'curve mean':>12}{'max':>9}"
-    lines = [fit.summary(), ""]
-    for fitted, title in ((True, "fitted"), (False, "held out")):
-        part = table[table["fitted"] == fitted]
-        if not len(part):
-            continue
-        lines += [
-            f"final loss, {title} (nats per token; mean of the last points logged)",
-            f"  {'curve':<{width}}{columns}",
-        ]
-        for r in part.to_dict("records"):
-            interval = f"[{r['low']:.4f}, {r['high']:.4f}]"
-            lines.append(
-                f"  {r['name']:<{width}}{r['final']:>9.4f}{r['predicted']:>11.4f}   {interval:<17}"
-                f"{100 * r['error']:>+6.2f} %{100 * r['mean_error']:>10.2f} %{100 * r['max_error']:>7.2f} %"
-            )
-        inside = ((part["final"] >= part["low"]) & (part["final"] <= part["high"])).sum()
-        e = 100 * part["error"].abs()
-        lines += [
-            f"  error of the final loss: median {e.median():.2f} %, worst {e.max():.2f} %; "
-            f"{inside} of {len(part)} inside their interval",
-            "",
-        ]
-    return "\n".join(lines).rstrip()
-
-
-def figure_curves(fit: CurveFit, curves: Sequence[Curve]) -> Figure:
-    """Measured points and predicted lines after the warm-up; dashed where the fit did not see the curve."""
-    figure = Figure(figsize=(6.8, 4.4), dpi=110, layout="constrained", facecolor="white")
-    axes = figure.subplots()
-    seen = {c["name"] for c in fit.curves}
-    for i, curve in enumerate(curves):
-        c = curve.take(curve.step >= curve.warmup)
-        c = c.binned(200) if len(c.step) > 200 else c
-        axes.plot(c.step, c.loss, ".", ms=2.5, color=f"C{i % 10}", alpha=0.5)
-        style = "-" if c.name in seen else "--"
-        axes.plot(c.step, fit.predict(c.lr, c.step), style, lw=1.3, color=f"C{i % 10}", label=c.name)
-    axes.set(xlabel="optimiser step", ylabel="loss (nats per token)", yscale="log")
-    axes.set_title(f"Loss curves, {fit.law} law (dashed: held out)", loc="left", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _window(curve: Curve) -> int:
-    return min(len(curve.step), max(5, round(0.02 * len(curve.step))))
 
 
 def _usable(curves, skip):
@@ -428,7 +345,7 @@ def _folds(name, curves, skip, scored, delta, weights):
             later = c.step > share * c.step[-1]
             error = CurveModel(name, [(c.lr, c.step[later])], problem.scale)(z)[0] - np.log(c.loss[later])
             fold = title if title.endswith("out") else f"{c.name} {title}"
-            final = float(error[-_window(c) :].mean())
+            final = float(error[-window(c) :].mean())
             out.append({"fold": fold, "error": float(np.abs(error).mean()), "final": final})
     return out
 
@@ -463,3 +380,7 @@ def _intervals(params, draws, dof) -> dict[str, list[float]]:
             factor = np.exp(reach * np.std(np.log(draws[name])))
             out[name] = [value / factor, value * factor]
     return {name: [float(low), float(high)] for name, (low, high) in out.items()}
+
+
+def window(curve: LossCurve) -> int:
+    return min(len(curve.step), max(5, round(0.02 * len(curve.step))))

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.errors import InputError, close_match
+from analysis.errors import InputError, nearest_or_all
 
 SCHEDULES = ("constant", "cosine", "linear", "wsd", "two_stage")
 SHAPES = ("linear", "1-sqrt", "exponential")
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class LossCurve:
     """A logged loss curve: step (P,), loss (P,) in nats per token, and lr (steps + 1,), or (steps,) from step 1 on."""
 
     name: str
@@ -56,19 +56,19 @@ class Curve:
         """The step that ends the warm-up: the last of the rises that the schedule begins with."""
         return warmup_steps(self.lr)
 
-    def take(self, rows) -> Curve:
+    def take(self, rows) -> LossCurve:
         """Some of the logged points; the schedule ends with the last of them."""
         step = self.step[rows]
-        return Curve(self.name, step, self.loss[rows], self.lr[: step[-1] + 1])
+        return LossCurve(self.name, step, self.loss[rows], self.lr[: step[-1] + 1])
 
-    def binned(self, bins: int) -> Curve:
+    def binned(self, bins: int) -> LossCurve:
         """Means of the loss in at most `bins` runs of equally many points, each at its mean step."""
         parts = np.array_split(np.arange(len(self.step)), bins)
         step = np.array([round(self.step[p].mean()) for p in parts])
-        return Curve(self.name, step, np.array([self.loss[p].mean() for p in parts]), self.lr)
+        return LossCurve(self.name, step, np.array([self.loss[p].mean() for p in parts]), self.lr)
 
 
-def read_curve(path, warmup: int | None = None, lr=None, name: str | None = None) -> Curve:
+def read_curve(path, warmup: int | None = None, lr=None, name: str | None = None) -> LossCurve:
     """A curve from a CSV or parquet file with columns step, lr, loss, or from a run's folder or its curve.parquet.
 
     Between the rows lr is interpolated, but a jump from one flat stretch to another falls on the row that first shows
@@ -86,7 +86,7 @@ def read_curve(path, warmup: int | None = None, lr=None, name: str | None = None
     for column in wanted:
         if column not in frame.columns:
             raise InputError(
-                f"{path}: no column {column!r}{close_match(column, frame.columns)}; rename it to {column!r}"
+                f"{path}: no column {column!r}{nearest_or_all(column, frame.columns)}; rename it to {column!r}"
             )
     columns = {c: pd.to_numeric(frame[c], errors="coerce").to_numpy(np.float64, na_value=np.nan) for c in wanted}
     for column in wanted:
@@ -114,7 +114,7 @@ def read_curve(path, warmup: int | None = None, lr=None, name: str | None = None
         for i in 1 + np.flatnonzero(~flat[1:-1] & flat[:-2] & flat[2:]):
             lr[int(step[i]) : int(step[i + 1])] = rate[i]
     name = name or (path.parent.name if path.name == "curve.parquet" else path.stem)
-    return Curve(name, step, columns["loss"], lr)
+    return LossCurve(name, step, columns["loss"], lr)
 
 
 def schedule(
@@ -136,9 +136,9 @@ def schedule(
     """
     kind = {"wsdcon": "two_stage", "two-stage": "two_stage"}.get(kind, kind)
     if kind not in SCHEDULES:
-        raise InputError(f"schedule {kind!r} is unknown{close_match(kind, SCHEDULES)}")
+        raise InputError(f"schedule {kind!r} is unknown{nearest_or_all(kind, SCHEDULES)}")
     if shape not in SHAPES:
-        raise InputError(f"cooldown shape {shape!r} is unknown{close_match(shape, SHAPES)}")
+        raise InputError(f"cooldown shape {shape!r} is unknown{nearest_or_all(shape, SHAPES)}")
     if not (peak > 0 and steps >= 1 and 0 <= warmup < steps and 0 <= minimum <= peak and 0 < cooldown <= 1):
         raise InputError(
             f"schedule: peak {peak}, steps {steps}, warmup {warmup}, minimum {minimum}, cooldown {cooldown}: needed "

@@ -19,6 +19,7 @@ from analysis.files import write_text
 from analysis.fitting.optimise import gradient_and_curvature, huber, minimise, refine
 from analysis.laws.forms import Law, law_named
 from analysis.runs import Runs
+from analysis.text import text_table
 
 OBJECTIVES = ("huber", "lad", "lsq", "lsq_raw")
 FORMAT = 2
@@ -162,17 +163,17 @@ class LawFit:
             f"  {law.source}",
             f"  {where}; {self.n_runs} runs fitted, {spans}{compute}",
             "",
-            f"  {'parameter':<10}{'estimate':>14}    90 % interval",
         ]
+        rows = [["parameter", "estimate", "90 % interval", ""]]
         for name, value in self.params.items():
             low_high = self.intervals.get(name)
             shown = f"[{low_high[0]:.5g}, {low_high[1]:.5g}]" if low_high else "not computed"
-            shown += "  held" if name in self.fixed else ""
-            shown += "".join(f"  tied to {b}" for a, b in self.tied if a == name)
-            lines.append(f"  {name:<10}{value:>14.6g}    {shown}")
+            held = ["held"] if name in self.fixed else [f"tied to {b}" for a, b in self.tied if a == name]
+            rows.append([name, f"{value:.6g}", shown, ", ".join(held)])
         info = self.diagnostics
         second, misfit = info["second_best"], self.discrepancy.get("k")
         lines += [
+            text_table(rows, left=1, indent=2),
             "",
             f"  objective  {self.objective:.10g} ({what[self.objective_name]})",
             f"  optimum    {info['starts_agree']} of {info['starts']} starts agree; "

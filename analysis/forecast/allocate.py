@@ -14,6 +14,7 @@ import numpy as np
 from analysis.errors import InputError
 from analysis.fitting.fit import LawFit
 from analysis.laws.forms import law_named
+from analysis.text import text_table
 from analysis.uncertainty.bootstrap import LEVEL, predict_interval
 
 
@@ -49,9 +50,11 @@ class Allocation:
         how = f"6ND + 2N x {self.served:.3g} tokens served" if self.served else "C = 6ND"
         how += f", {self.unique:.3g} unique tokens" if self.unique else ""
         lines = [f"compute-optimal at C = {self.flops:.4g} FLOPs ({how}), law {self.law}"]
+        cells = [["", "", "estimate", "90 % interval"]]
         for symbol, value, key, unit in rows:
             low, high = self.intervals[key]
-            lines.append(f"  {symbol:<6}{value:>12.4g}  [{low:.4g}, {high:.4g}]  {unit}")
+            cells.append([symbol, unit, f"{value:.4g}", f"[{low:.4g}, {high:.4g}]"])
+        lines.append(text_table(cells, indent=2))
         return "\n".join(lines + ([f"  warning: {self.warning}"] if self.warning else []))
 
 

@@ -6,7 +6,6 @@ laws N* = k_N C^a and D* = k_D C^b go through them. Slices that show no minimum 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -15,8 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import Akima1DInterpolator
 
-from analysis.errors import InputError, close_match
+from analysis.errors import InputError, nearest_or_all
 from analysis.runs import Runs
+from analysis.text import text_table
 
 METHODS = ("parabola", "akima")
 LEAST_RUNS = 5  # in a slice
@@ -43,7 +43,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Allocation:
+class Optimum:
     """N* and D* at one C, with their intervals; `warning` where C lies outside the slices."""
 
     C: float
@@ -55,7 +55,7 @@ class Allocation:
 
 
 @dataclass(frozen=True, eq=False)
-class Allocations:
+class PowerLaws:
     """Power laws N* = k_N C^a and D* = k_D C^b through the accepted slices, with bootstrap intervals at `level`."""
 
     method: str
@@ -70,7 +70,7 @@ class Allocations:
     reference: float = 1.0  # C at which the draws' log N* and log D* stand
     draws: np.ndarray = field(default=None, repr=False)  # (draws, 4): log N*, a, log D*, b at the reference
 
-    def at(self, C: float) -> Allocation:
+    def at(self, C: float) -> Optimum:
         """N* and D* at C FLOPs. Raises InputError where C is not a positive number."""
         if not (np.isscalar(C) and np.isfinite(C) and C > 0):
             raise InputError(f"C = {C!r}: give the compute as one positive number of FLOPs")
@@ -80,7 +80,7 @@ class Allocations:
         factor, side = max((low / C, "below"), (C / high, "above"))
         warning = f"C = {C:.3g} is {factor:.3g}x {side} the slices ({low:.3g} to {high:.3g}): extrapolated"
         bounds = (tuple(np.exp(_interval(v, self.level)).tolist()) for v in (log_n, log_d))
-        return Allocation(
+        return Optimum(
             float(C),
             float(self.k_N * C**self.a),
             float(self.k_D * C**self.b),
@@ -101,17 +101,16 @@ class Allocations:
                 f"  {symbol} = {getattr(self, scale):.4g} C^{getattr(self, power):.4f}   "
                 f"{power} {share} interval [{low:.4f}, {high:.4f}]"
             )
-        lines.append(f"  {'C':>9} {'runs':>4} {'N*':>9} {'D*':>9} {'loss':>7} {'sd log N*':>9}")
+        rows = [["C", "runs", "N*", "D*", "loss", "sd log N*", ""]]
         for s in self.slices:
             cells = ((s.N, ".3g"), (s.D, ".3g"), (s.loss, ".4f"), (s.sd_log_N, ".3f"))
             shown = ("" if v is None else format(v, f) for v, f in cells)
-            row = "  {:>9.3g} {:>4} {:>9} {:>9} {:>7} {:>9}".format(s.C, s.runs, *shown)
-            lines.append(f"{row}  {'' if s.accepted else 'refused: '}{s.reason}".rstrip())
-        return "\n".join([*lines, *(f"  note: {n}" for n in self.notes)])
+            rows.append([f"{s.C:.3g}", str(s.runs), *shown, f"{'' if s.accepted else 'refused: '}{s.reason}"])
+        return "\n".join([*lines, text_table(rows, left=0, indent=2), *(f"  note: {n}" for n in self.notes)])
 
-    def to_json(self) -> str:
+    def to_json(self) -> dict:
         values = {k: getattr(self, k) for k in ("method", "a", "b", "k_N", "k_D", "intervals", "level", "notes")}
-        return json.dumps(values | {"slices": [asdict(s) for s in self.slices]}, indent=2, allow_nan=False)
+        return values | {"slices": [asdict(s) for s in self.slices]}
 
 
 def isoflop(
@@ -124,7 +123,7 @@ def isoflop(
     n: int = 400,
     level: float = 0.9,
     seed: int = 0,
-) -> Allocations:
+) -> PowerLaws:
     """Approach 2: the minimum of log loss over log N in each slice of equal C.
 
     Slices are the values of the column `by`; or the runs within `tolerance` of each budget of the list `by`; or, where
@@ -139,7 +138,7 @@ def isoflop(
     Only runs that are not held out are used. Raises InputError where fewer than two slices show a minimum.
     """
     if method not in METHODS:
-        raise InputError(f"method {method!r} is not known{close_match(method, METHODS)}")
+        raise InputError(f"method {method!r} is not known{nearest_or_all(method, METHODS)}")
     _check(tolerance=tolerance, width=width, noise=noise, n=n, level=level)
     runs, rng = runs.fitted, np.random.default_rng(seed)
     slices, draws = [], []
@@ -152,7 +151,7 @@ def isoflop(
 
 def envelope(
     runs: Runs, bins: int | None = None, least: int = 3, n: int = 400, level: float = 0.9, seed: int = 0
-) -> Allocations:
+) -> PowerLaws:
     """Approach 1: the lower envelope of final loss over C, one run per log-spaced bin of C, at that run's own C.
 
     A bin counts where it holds `least` runs, its best run is beaten by none of lower C, and that run's N is neither the
@@ -210,7 +209,7 @@ def _group(runs: Runs, by, tolerance: float) -> list[np.ndarray]:
     """Row numbers of each slice, in order of C."""
     if isinstance(by, str):
         if by not in runs.frame.columns:
-            raise InputError(f"no column {by!r} to slice by{close_match(by, runs.frame.columns)}")
+            raise InputError(f"no column {by!r} to slice by{nearest_or_all(by, runs.frame.columns)}")
         groups = [np.asarray(v) for v in runs.frame.reset_index(drop=True).groupby(by).indices.values()]
     elif by is not None:
         if not all(budget > 0 for budget in by):
@@ -338,7 +337,7 @@ def _akima(x, y, sd, n, rng):
     return place[0], at[0], place[1:]
 
 
-def _through(method, slices, draws, level, rng) -> Allocations:
+def _through(method, slices, draws, level, rng) -> PowerLaws:
     """Power laws through the accepted slices; draws is one (log N*, log D*) per slice, each of shape (draws,)."""
     accepted = [i for i, s in enumerate(slices) if s.accepted]
     if len(accepted) < 2:
@@ -368,7 +367,7 @@ def _through(method, slices, draws, level, rng) -> Allocations:
             f"the optimum moves from {min(offsets):+.2f} to {max(offsets):+.2f} half widths across the slices: a bias "
             "of N* that moves with it enters a and b; let the grid of N follow C^0.5"
         )
-    return Allocations(
+    return PowerLaws(
         method=method,
         a=float(slope[0]),
         b=float(slope[1]),

@@ -17,6 +17,7 @@ from analysis.fitting.checks import outliers
 from analysis.fitting.fit import fit
 from analysis.laws.forms import law_named
 from analysis.runs import Runs
+from analysis.text import text_table
 
 AXES = ("n", "flops", "objective", "smoothing", "subset")
 OBJECTIVES = {
@@ -63,13 +64,12 @@ class Multiverse:
             "baseline: " + ", ".join(f"{axis} {base[axis]}" for axis in AXES),
             f"baseline a = {base['a']:.4f}, loss at N = {n:.3g}, D = {d:.3g}: {base['predicted']:.4f}",
             "",
-            f"  {'axis':<14}{'entries':>8}  {'a from':>8} {'to':>8}  {'loss from':>10} {'to':>8}",
         ]
+        rows = [["axis", "entries", "a from", "to", "loss from", "to"]]
         for r in self.spread().to_dict("records"):
-            lines.append(
-                f"  {r['axis']:<14}{r['entries']:>8}  {r['a_low']:>8.4f} {r['a_high']:>8.4f}  "
-                f"{r['predicted_low']:>10.4f} {r['predicted_high']:>8.4f}"
-            )
+            ends = (f"{r[k]:.4f}" for k in ("a_low", "a_high", "predicted_low", "predicted_high"))
+            rows.append([r["axis"], str(r["entries"]), *ends])
+        lines.append(text_table(rows, left=1, indent=2))
         failed = self.table[self.table["a"].isna()]
         lines += [
             f"not fitted: {', '.join(str(r[x]) for x in AXES)}: {r['reason']}" for _, r in failed.head(5).iterrows()

@@ -16,7 +16,7 @@ from itertools import product
 
 import numpy as np
 
-from analysis.errors import InputError, close_match
+from analysis.errors import InputError, nearest_or_all
 
 
 @dataclass(frozen=True)
@@ -435,5 +435,5 @@ SINGLE = ("power", "saturating", "shifted", "m4", "broken1")
 def law_named(name: str) -> Law:
     """The law of that name; InputError with the nearest name where there is none."""
     if name not in LAWS:
-        raise InputError(f"law {name!r} is not known{close_match(name, LAWS)}")
+        raise InputError(f"law {name!r} is not known{nearest_or_all(name, LAWS)}")
     return LAWS[name]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from analysis.errors import InputError, close_match
+from analysis.errors import InputError, nearest_or_all
 
 Range = tuple[float | None, float | None]
 
@@ -94,7 +94,7 @@ class Published:
 def published(name: str) -> Published:
     """The record of that name. Raises InputError, with the nearest name, where there is none."""
     if name not in PUBLISHED:
-        raise InputError(f"no published law {name!r}{close_match(name, PUBLISHED)}")
+        raise InputError(f"no published law {name!r}{nearest_or_all(name, PUBLISHED)}")
     return PUBLISHED[name]
 
 

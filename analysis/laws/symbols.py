@@ -10,7 +10,7 @@ import numpy as np
 import sympy as sp
 from scipy import special
 
-from analysis.errors import InputError, close_match
+from analysis.errors import InputError, nearest_or_all
 
 
 class minimum(sp.Function):
@@ -174,7 +174,7 @@ def constraints(law, centre, fixed, tied):
 
     def of(name):
         if name not in compiled.symbols.params:
-            raise InputError(f"law {law.name!r} has no parameter {name!r}{close_match(name, law.parameters)}")
+            raise InputError(f"law {law.name!r} has no parameter {name!r}{nearest_or_all(name, law.parameters)}")
         log = compiled.symbols.logs[name]
         return (compiled.symbols.params[name] if log is None else log).subs(at), log is not None
 

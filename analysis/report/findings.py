@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import InputError
+from analysis.fitting.checks import duplicates, outlier_note, unidentified
 from analysis.fitting.fit import LawFit, default_delta, fit
 from analysis.forecast.allocate import exponent
 from analysis.forecast.select import Score, choose_law
@@ -16,14 +17,16 @@ from analysis.laws.forms import JOINT, LAWS, law_named
 from analysis.runs import Runs
 from analysis.uncertainty.bootstrap import bootstrap, predict_interval
 
+TRUNKS = "trunks"  #: cluster by `trunk` where there are trunks
 HOLDOUT_COLUMNS = ("n", "d", "flops", "predicted", "low", "high", "measured", "error")
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class Findings:
     """`fit` is the chosen law's; `fits` and `scores` are by law; `holdout` has a row per held-out run and law.
 
-    holdout columns: n, d, flops, predicted, low, high (90 %), measured, error (relative, signed), law.
+    holdout columns: n, d, flops, predicted, low, high (90 %), measured, error (relative, signed), law. `doubts`: what a
+    reader must know first. `cluster`: the column whose runs share their noise, or None.
     """
 
     runs: Runs
@@ -32,6 +35,8 @@ class Study:
     scores: Mapping[str, Score]
     holdout: pd.DataFrame
     requested: str
+    cluster: str | None = None
+    doubts: tuple[str, ...] = ()
 
     @property
     def law(self) -> str:
@@ -81,26 +86,30 @@ class Study:
             "diagnostics": dict(self.fit.diagnostics)
             | {"noise": dict(self.fit.noise), "discrepancy": dict(self.fit.discrepancy), "notes": list(self.fit.notes)},
             "n_column": self.fit.n_column,
+            "cluster": self.cluster,
+            "warnings": list(self.doubts),
         }
 
 
-def study(
+def analyse(
     runs: Runs,
     law: str = "auto",
     seed: int = 0,
     delta: float | None = None,
     draws: int = 1000,
-    cluster: str | None = None,
+    cluster: str | None = TRUNKS,
     **options,
-) -> Study:
+) -> Findings:
     """Fits every law the runs can identify and predicts the held-out runs with each; deterministic given the seed.
 
-    law: "auto" chooses by validation inside the fitted part (`select`), or the name of a law of N and D. options
-    (objective, fixed, tied) are those of `fit`, for the law that is named or chosen. Raises InputError.
+    law: "auto" chooses by validation inside the fitted part (`select`), or the name of a law of N and D. cluster: the
+    column whose runs share their noise, by default `trunk` where runs share one (None: none do). options (objective,
+    fixed, tied) are those of `fit`, for the law that is named or chosen. Raises InputError.
     """
+    cluster = cluster_column(runs, cluster)
     form = law_named(law if law != "auto" else JOINT[0])
     if not {"N", "D"} <= set(form.inputs):
-        raise InputError(f"law {law!r} is of {', '.join(form.inputs)}: a study needs a law of N and D")
+        raise InputError(f"law {law!r} is of {', '.join(form.inputs)}: the analysis of a sweep needs a law of N and D")
     delta, _ = default_delta(runs.fitted, form, delta)
     laws = {name: LAWS[name] for name in dict.fromkeys((*JOINT, form.name))}
     try:
@@ -128,10 +137,27 @@ def study(
         predicted, low, high = predict_interval(one, **named) if len(held) else (np.empty(0),) * 3
         values = (held.n, held.d, held.flops, predicted, low, high, held.loss, predicted / held.loss - 1.0)
         tables.append(pd.DataFrame(dict(zip(HOLDOUT_COLUMNS, values, strict=True)) | {"law": name}))
-    return Study(runs, fits[chosen], fits, scores, pd.concat(tables, ignore_index=True), law)
+    holdout, doubts = pd.concat(tables, ignore_index=True), tuple(doubts_of(fits[chosen], runs))
+    return Findings(runs, fits[chosen], fits, scores, holdout, law, cluster, doubts)
 
 
-def n_sensitivity(result: Study, draws: int = 300, seed: int = 0) -> pd.DataFrame:
+def doubts_of(fit: LawFit, runs: Runs) -> list[str]:
+    """Lines about the runs and the fit that a reader must know: copies, outliers, what is not pinned down."""
+    lines = [duplicates(runs), outlier_note(fit, runs), *unidentified(fit, runs)]
+    return [line for line in lines if line]
+
+
+def cluster_column(runs: Runs, cluster: str | None = TRUNKS) -> str | None:
+    """The column whose runs share their noise: the one named; TRUNKS: `trunk` where fitted runs share at least 3."""
+    if cluster != TRUNKS:
+        return cluster
+    if "trunk" not in runs.frame.columns:
+        return None
+    names = runs.fitted.frame["trunk"]
+    return "trunk" if names.notna().all() and 3 <= names.nunique() < len(names) else None
+
+
+def n_sensitivity(result: Findings, draws: int = 300, seed: int = 0) -> pd.DataFrame:
     """The exponent a of N* ~ C^a under each count of N that the runs carry, for the chosen law and Chinchilla's.
 
     Columns: n_column, law, a, low, high (90 %), mean_abs_error (of the held-out runs, None without).
@@ -146,11 +172,11 @@ def n_sensitivity(result: Study, draws: int = 300, seed: int = 0) -> pd.DataFram
         runs = replace(result.runs, n=n, n_column=column)
         for name in dict.fromkeys((result.law, "chinchilla")):
             try:
-                one = bootstrap(fit(runs, name, result.fit.delta), runs, draws, seed)
+                refit = bootstrap(fit(runs, name, result.fit.delta), runs, draws, seed, result.cluster)
             except InputError:
                 continue
-            a, low, high = exponent(one)
+            a, low, high = exponent(refit)
             held = runs.holdout
-            error = np.abs(one.predict(n[held], runs.d[held]) / runs.loss[held] - 1.0).mean() if held.any() else None
+            error = np.abs(refit.predict(n[held], runs.d[held]) / runs.loss[held] - 1.0).mean() if held.any() else None
             rows.append({"n_column": column, "law": name, "a": a, "low": low, "high": high, "mean_abs_error": error})
     return pd.DataFrame(rows, columns=["n_column", "law", "a", "low", "high", "mean_abs_error"])

@@ -1,18 +1,19 @@
-"""What a study found, as a table in the terminal and as one self-contained HTML page."""
+"""What the analysis of a sweep found, as a table in the terminal and as one self-contained HTML page."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.files import write_text
 from analysis.laws.forms import LAWS
-from analysis.report.findings import Study, n_sensitivity
+from analysis.report.findings import Findings, n_sensitivity
 from analysis.report.plots import figure_compute, figure_predicted, figure_tokens, to_svg
+from analysis.text import printable, text_table
 
 _MOST_RUNS = 500
 
@@ -38,10 +39,10 @@ _CHECKLIST = (
 )
 
 
-def text_report(study: Study) -> str:
+def text_report(findings: Findings) -> str:
     """The terminal's tables: the held-out runs, every law's error, the chosen law's parameters, and Chinchilla's."""
-    parts = []
-    if len(study.held_out()):
+    parts = ["\n".join(f"warning: {doubt}" for doubt in findings.doubts)] if findings.doubts else []
+    if len(findings.held_out()):
         rows = [
             (
                 f"{r['n']:.4g}",
@@ -51,50 +52,52 @@ def text_report(study: Study) -> str:
                 f"{r['measured']:.4f}",
                 f"{100 * r['error']:+.2f} %",
             )
-            for r in study.held_out().to_dict("records")
+            for r in findings.held_out().to_dict("records")
         ]
         parts.append(
-            f"Held-out runs, predicted by the {study.law} law from {study.fit.n_runs} cheaper or smaller runs\n"
+            f"Held-out runs, predicted by the {findings.law} law from {findings.fit.n_runs} cheaper or smaller runs\n"
             + _table(("N", "D", "FLOPs", "predicted [90 % interval]", "measured", "error"), rows)
         )
     else:
         parts.append("No runs held out: give --holdout, such as --holdout 'flops > 1e12', to check the prediction")
     heads = ("law", "held-out error", "in 90 % interval", "validation error")
-    parts.append("Laws\n" + _table(heads, [row[:-1] for row in _law_rows(study)]))
-    parts.append(f"Parameters, {study.law}: {LAWS[study.law].text}\n" + _params_table(study, study.law))
-    if study.law != "chinchilla" and "chinchilla" in study.fits:
-        parts.append(f"Parameters, chinchilla: {LAWS['chinchilla'].text}\n" + _params_table(study, "chinchilla"))
-    parts.append("\n".join((f"N is {study.fit.n_column}", *(f"note: {note}" for note in _notes(study)))))
+    parts.append("Laws\n" + _table(heads, [row[:-1] for row in _law_rows(findings)]))
+    parts.append(f"Parameters, {findings.law}: {LAWS[findings.law].text}\n" + _params_table(findings, findings.law))
+    if findings.law != "chinchilla" and "chinchilla" in findings.fits:
+        parts.append(f"Parameters, chinchilla: {LAWS['chinchilla'].text}\n" + _params_table(findings, "chinchilla"))
+    parts.append("\n".join((f"N is {findings.fit.n_column}", *(f"note: {note}" for note in _notes(findings)))))
     return "\n\n".join(parts)
 
 
-def write_report(study: Study, path, title: str, facts: Mapping | None = None) -> Path:
+def write_report(
+    findings: Findings, path, title: str, facts: Mapping | None = None, checks: Sequence[str] = ()
+) -> Path:
     """Writes the page, figures included, so that the file can be sent alone.
 
     facts: what the runs' maker knows and the table does not, by checklist item ("data", "tokenizer", "hyperparameters",
-    "code", ...); items of other names are listed too.
+    "code", ...); items of other names are listed too. checks: what else a reader should know before believing it.
     """
-    esc = html.escape
+    esc = _escaped
     figures = "".join(
         f'<figure><img alt="{esc(alt)}" src="data:image/svg+xml;base64,'
-        f'{base64.b64encode(to_svg(make(study)).encode()).decode()}"></figure>'
+        f'{base64.b64encode(to_svg(make(findings.runs, findings.fit)).encode()).decode()}"></figure>'
         for make, alt in (
             (figure_predicted, "predicted against measured loss"),
             (figure_compute, "loss against compute with the compute-optimal frontier"),
             (figure_tokens, "loss against tokens for each N"),
         )
     )
-    error = study.mean_abs_error()
-    lead = f"The {study.law} law, {LAWS[study.law].text}, fitted to {study.fit.n_runs} runs"
+    error = findings.mean_abs_error()
+    lead = f"The {findings.law} law, {LAWS[findings.law].text}, fitted to {findings.fit.n_runs} runs"
     if error is not None:
-        count = len(study.held_out())
+        count = len(findings.held_out())
         lead += (
             f", predicts the {count} held-out runs with a mean absolute error of {100 * error:.2f} %; "
-            f"{round(study.coverage() * count)} of {count} lie inside their 90 % interval"
+            f"{round(findings.coverage() * count)} of {count} lie inside their 90 % interval"
         )
     body = [
         f"<h1>{esc(title)}</h1><p class=lead>{esc(lead)}.</p>",
-        *(f"<p class=note>{esc(note)}</p>" for note in _notes(study)),
+        "<h2>Before you believe it</h2>" + _html_list((*findings.doubts, *_notes(findings), *checks)),
     ]
     if error is not None:
         rows = [
@@ -107,25 +110,26 @@ def write_report(study: Study, path, title: str, facts: Mapping | None = None) -
                 f"{r['measured']:.4f}",
                 f"{100 * r['error']:+.2f} %",
             )
-            for r in study.held_out().to_dict("records")
+            for r in findings.held_out().to_dict("records")
         ]
         heads = ("N", "D", "FLOPs", "predicted", "90 % interval", "measured", "error")
         body.append("<h2>Held-out runs</h2>" + _html_table(heads, rows))
     body.append(figures)
     body.append(
         "<h2>Laws</h2>"
-        + _html_table(("law", "held-out error", "in 90 % interval", "validation error", "note"), _law_rows(study))
+        + _html_table(("law", "held-out error", "in 90 % interval", "validation error", "note"), _law_rows(findings))
         + "<p>Validation: fit the cheaper runs, predict those up to 4 times dearer, at many cuts inside the fitted "
         "part. The law is chosen by it alone; a simpler law within 10 % of the best wins.</p>"
     )
-    for law in dict.fromkeys((study.law, "chinchilla")):
-        if law in study.fits:
+    for law in dict.fromkeys((findings.law, "chinchilla")):
+        if law in findings.fits:
+            summary = "\n".join(map(esc, findings.fits[law].summary().split("\n")))
             body.append(
                 f"<h2>Parameters, {esc(law)}</h2><p><code>L = {esc(LAWS[law].text)}</code></p>"
-                + _html_table(("parameter", "estimate", "90 % interval"), _param_rows(study, law))
-                + f"<details><summary>Summary</summary><pre>{esc(study.fits[law].summary())}</pre></details>"
+                + _html_table(("parameter", "estimate", "90 % interval"), _param_rows(findings, law))
+                + f"<details><summary>Summary</summary><pre>{summary}</pre></details>"
             )
-    sensitivity = n_sensitivity(study)
+    sensitivity = n_sensitivity(findings)
     if len(sensitivity):
         rows = [
             (
@@ -141,8 +145,8 @@ def write_report(study: Study, path, title: str, facts: Mapping | None = None) -
             "<h2>What N counts</h2><p>The exponent a of the compute-optimal size, N* ~ C<sup>a</sup>, C = 6ND.</p>"
             + _html_table(("N", "law", "a", "90 % interval", "held-out error"), rows)
         )
-    body.append("<h2>Checklist</h2>" + _html_table(("", "item", "answer"), _checklist(study, facts or {})))
-    body.append("<h2>Runs</h2>" + _runs_table(study))
+    body.append("<h2>Checklist</h2>" + _html_table(("", "item", "answer"), _checklist(findings, facts or {})))
+    body.append("<h2>Runs</h2>" + _runs_table(findings))
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{esc(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
@@ -155,28 +159,28 @@ def _percent(share) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
-def _notes(study: Study) -> list[str]:
-    notes = list(study.fit.notes)
-    if not study.fit.diagnostics["converged"]:
-        notes.append(f"the {study.law} fit did not converge: treat its parameters with care")
-    if at_bound := study.fit.diagnostics["at_bound"]:
+def _notes(findings: Findings) -> list[str]:
+    notes = list(findings.fit.notes)
+    if not findings.fit.diagnostics["converged"]:
+        notes.append(f"the {findings.law} fit did not converge: treat its parameters with care")
+    if at_bound := findings.fit.diagnostics["at_bound"]:
         notes.append(
-            f"{study.law}: {', '.join(at_bound)} at the edge of the allowed range: these runs do not pin it down"
+            f"{findings.law}: {', '.join(at_bound)} at the edge of the allowed range: these runs do not pin it down"
         )
-    if all(score.score is None for score in study.scores.values()):
+    if all(score.score is None for score in findings.scores.values()):
         notes.append("too few runs for validation inside the fitted part: the law is not tested, its misfit unknown")
     return notes
 
 
-def _law_rows(study: Study):
+def _law_rows(findings: Findings):
     rows = []
-    for name, score in study.scores.items():
-        fitted = name in study.fits
-        inside, held = study.coverage(name) if fitted else None, len(study.held_out(name))
+    for name, score in findings.scores.items():
+        fitted = name in findings.fits
+        inside, held = findings.coverage(name) if fitted else None, len(findings.held_out(name))
         rows.append(
             (
-                name + (" (chosen)" if name == study.law else ""),
-                _percent(study.mean_abs_error(name)) if fitted else "-",
+                name + (" (chosen)" if name == findings.law else ""),
+                _percent(findings.mean_abs_error(name)) if fitted else "-",
                 "-" if inside is None else f"{round(inside * held)} of {held}",
                 _percent(score.score) + (f" ({score.cuts} cuts)" if score.cuts else ""),
                 score.note,
@@ -185,42 +189,45 @@ def _law_rows(study: Study):
     return rows
 
 
-def _param_rows(study: Study, law: str):
-    one = study.fits[law]
+def _param_rows(findings: Findings, law: str):
+    fit = findings.fits[law]
     return [
-        (name, f"{value:.5g}", f"[{one.intervals[name][0]:.4g}, {one.intervals[name][1]:.4g}]")
-        for name, value in one.params.items()
+        (name, f"{value:.5g}", f"[{fit.intervals[name][0]:.4g}, {fit.intervals[name][1]:.4g}]")
+        for name, value in fit.params.items()
     ]
 
 
-def _params_table(study: Study, law: str) -> str:
-    return _table(("parameter", "estimate", "90 % interval"), _param_rows(study, law))
+def _params_table(findings: Findings, law: str) -> str:
+    return _table(("parameter", "estimate", "90 % interval"), _param_rows(findings, law))
 
 
 def _table(heads, rows) -> str:
-    """Columns as wide as their widest entry, the first to the left, the rest to the right."""
-    lines = [tuple(map(str, heads)), *(tuple(map(str, row)) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    shown = []
-    for first, *rest in lines:
-        shown.append("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]))
-    shown.insert(1, "-" * max(len(line.rstrip()) for line in shown))
-    return "\n".join("  " + line.rstrip() for line in shown)
+    return text_table([heads, *rows], left=1, indent=2)
 
 
 def _html_table(heads, rows) -> str:
-    head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in heads)
-    lines = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{_escaped(cell)}</th>" for cell in heads)
+    lines = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def _checklist(study: Study, facts: Mapping):
+def _html_list(lines) -> str:
+    items = "".join(f"<li class=note>{_escaped(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else "<p>No check found anything.</p>"
+
+
+def _escaped(text) -> str:
+    """Anything as text of a page: no markup of a run's name or a title is one here."""
+    return html.escape(printable(str(text)))
+
+
+def _checklist(findings: Findings, facts: Mapping):
     given = {str(k).strip().lower(): str(v) for k, v in facts.items()}
-    fit, runs = study.fit, study.runs
-    cuts = max(score.cuts for score in study.scores.values())
+    fit, runs = findings.fit, findings.runs
+    cuts = max(score.cuts for score in findings.scores.values())
     known = {
         "form": f"L = {LAWS[fit.law].text} ({LAWS[fit.law].source}); "
-        + ("chosen by validation" if study.requested == "auto" else "asked for by name"),
+        + ("chosen by validation" if findings.requested == "auto" else "asked for by name"),
         "variables": f"N = {runs.n_column}, D = {runs.d_column}, C = {runs.c_column}, loss = {runs.loss_column}",
         "models": f"{len(set(runs.n))} sizes, N {runs.n.min():.3g} to {runs.n.max():.3g}; {len(runs)} runs, "
         f"D {runs.d.min():.3g} to {runs.d.max():.3g}",
@@ -231,10 +238,12 @@ def _checklist(study: Study, facts: Mapping):
         "loss and optimiser": f"sum of Huber, delta {fit.delta:g}, on log loss; damped Newton on centred variables "
         "with analytic derivatives, delta lowered in steps",
         "starts and bounds": f"{fit.diagnostics['starts']} starts, {fit.diagnostics['starts_agree']} agree on the "
-        "optimum; E >= 0, asymptotic exponents 0.01 to 3",
+        f"optimum; at the edge of the allowed range: {', '.join(fit.diagnostics['at_bound']) or 'nothing'}",
         "weighting": "all fitted runs weigh the same",
         "validation": f"{int(runs.holdout.sum())} runs held out; {cuts} rolling cuts over compute inside the rest",
-        "intervals": f"{0 if fit.draws is None else len(fit.draws)} bootstrap refits; predictions add run-to-run noise "
+        "intervals": f"{0 if fit.draws is None else len(fit.draws)} bootstrap refits"
+        + (f", clustered by {findings.cluster}" if findings.cluster else "")
+        + f"; predictions add run-to-run noise "
         f"({100 * fit.noise['sigma']:.2f} %) and misfit ({100 * fit.discrepancy['k']:.2f} % per squared decade)",
     }
     rows = []
@@ -246,15 +255,15 @@ def _checklist(study: Study, facts: Mapping):
     return rows + [("Other", item, answer) for item, answer in given.items()]
 
 
-def _runs_table(study: Study) -> str:
-    runs = study.runs
+def _runs_table(findings: Findings) -> str:
+    runs = findings.runs.take(slice(_MOST_RUNS))
     table = pd.DataFrame(
         {
             "N": [f"{v:.4g}" for v in runs.n],
             "D": [f"{v:.4g}" for v in runs.d],
             "FLOPs": [f"{v:.3g}" for v in runs.flops],
             "loss": [f"{v:.4f}" for v in runs.loss],
-            "predicted": [f"{v:.4f}" for v in study.fit.predict(runs.n, runs.d)],
+            "predicted": [f"{v:.4f}" for v in findings.fit.predict(runs.n, runs.d)],
             "held out": ["yes" if held else "" for held in runs.holdout],
         }
     )
@@ -262,9 +271,9 @@ def _runs_table(study: Study) -> str:
         if column in runs.frame.columns:
             values = runs.frame[column].tolist()
             table[column] = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in values]
-    cut = len(table) > _MOST_RUNS
-    more = f"<p>The first {_MOST_RUNS} of {len(table)} runs.</p>" if cut else ""
-    return more + _html_table(table.columns, table.head(_MOST_RUNS).to_numpy())
+    cut = len(findings.runs) > len(runs)
+    more = f"<p>The first {len(runs)} of {len(findings.runs)} runs.</p>" if cut else ""
+    return more + _html_table(table.columns, table.to_numpy())
 
 
 _STYLE = """

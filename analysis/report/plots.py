@@ -1,4 +1,4 @@
-"""Three figures of a study: loss against compute, loss against tokens per N, predicted against measured.
+"""Three figures of a fit: loss against compute, loss against tokens per N, predicted against measured.
 
 Plain matplotlib Figures, drawn without pyplot, so nothing global is left behind. Filled markers were fitted, open ones
 were held out; colour runs from small N (dark) to large N (light).
@@ -11,25 +11,30 @@ import math
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from analysis.fitting.fit import LawFit
 from analysis.forecast.allocate import optimal_n
-from analysis.report.findings import Study
+from analysis.forecast.backtest import Backtest
+from analysis.laws.forms import law_named
+from analysis.runs import Runs
+from analysis.text import figure_text
 from analysis.uncertainty.bootstrap import predict_interval
 
 _COLOURS = matplotlib.colormaps["viridis"].resampled(256)
 _INK, _GRID = "#222222", "#e4e4e4"
 _MOST_CURVES = 8
+_MOST_POINTS = 3000
 
 
-def figure_compute(study: Study) -> Figure:
+def figure_compute(runs: Runs, fit: LawFit) -> Figure:
     """Loss against C = 6ND, a curve per N, and the law's compute-optimal frontier."""
-    figure, axes = _canvas(study)
-    runs, fit = study.runs, study.fit
+    figure, axes = _canvas(runs)
     colour = _colour_of(runs.n)
     compute = 6.0 * runs.n * runs.d
     for n in _curve_sizes(runs.n):
@@ -44,14 +49,13 @@ def figure_compute(study: Study) -> Figure:
     _log_axis(axes.xaxis, c.min(), c.max(), _power)
     _loss_axis(axes.yaxis, runs.loss)
     frontier = Line2D([], [], color=_INK, lw=1.8, ls=(0, (5, 2)), label="compute-optimal frontier")
-    _legend(axes, study, [frontier])
+    _legend(axes, runs, [frontier])
     return figure
 
 
-def figure_tokens(study: Study) -> Figure:
+def figure_tokens(runs: Runs, fit: LawFit) -> Figure:
     """Loss against D for each N, with the fitted curves."""
-    figure, axes = _canvas(study)
-    runs, fit = study.runs, study.fit
+    figure, axes = _canvas(runs)
     colour = _colour_of(runs.n)
     d = np.geomspace(runs.d.min() / 1.3, runs.d.max() * 1.3, 200)
     for n in _curve_sizes(runs.n):
@@ -61,13 +65,12 @@ def figure_tokens(study: Study) -> Figure:
     axes.set_title(f"Loss against tokens for each N, {fit.law} law", loc="left", fontsize=10)
     _log_axis(axes.xaxis, d.min(), d.max(), _count)
     _loss_axis(axes.yaxis, runs.loss)
-    _legend(axes, study, [Line2D([], [], color="#777777", lw=1.3, label="fitted law")])
+    _legend(axes, runs, [Line2D([], [], color="#777777", lw=1.3, label="fitted law")])
     return figure
 
 
-def figure_predicted(study: Study) -> Figure:
+def figure_predicted(runs: Runs, fit: LawFit) -> Figure:
     """Predicted against measured loss with 90 % intervals on the held-out runs, and the errors below."""
-    runs, fit = study.runs, study.fit
     figure = Figure(figsize=(6.4, 5.6), dpi=110, layout="constrained", facecolor="white")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
     colour = _colour_of(runs.n)
@@ -83,8 +86,8 @@ def figure_predicted(study: Study) -> Figure:
         below.errorbar(m, 100 * (p / m - 1), yerr=[100 * (p - low[held]) / m, 100 * (high[held] - p) / m], **bars)
     _points(axes, runs.loss, predicted, runs, colour)
     _points(below, runs.loss, 100.0 * (predicted / runs.loss - 1.0), runs, colour)
-    for one in (axes, below):
-        _clean(one)
+    for panel in (axes, below):
+        _clean(panel)
     axes.set(ylabel="predicted loss", xscale="log", yscale="log", xlim=span, ylim=span)
     below.set(xlabel="measured loss (nats per token)", ylabel="error (%)")
     below.yaxis.set_major_locator(MaxNLocator(5))
@@ -92,8 +95,80 @@ def figure_predicted(study: Study) -> Figure:
     _loss_axis(axes.yaxis, span)
     _loss_axis(axes.xaxis, span)
     _colourbar(figure, [axes, below], runs.n)
-    _legend(axes, study, [Line2D([], [], color="#999999", lw=1.0, label="equal")], loc="upper left")
+    _legend(axes, runs, [Line2D([], [], color="#999999", lw=1.0, label="equal")], loc="upper left")
     return figure
+
+
+def figures_of(runs: Runs, fit: LawFit) -> dict[str, Figure]:
+    """The figures of a fit by name: three of a law of N and D, one of a law of a single input. Of many runs, some."""
+    if len(runs) > _MOST_POINTS:
+        runs = runs.take(np.linspace(0, len(runs) - 1, _MOST_POINTS).round().astype(int))
+    if {"N", "D"} <= set(law_named(fit.law).inputs):
+        return {
+            "compute": figure_compute(runs, fit),
+            "tokens": figure_tokens(runs, fit),
+            "predicted": figure_predicted(runs, fit),
+        }
+    return {"fit": figure_single(runs, fit)}
+
+
+def figure_single(runs: Runs, fit: LawFit) -> Figure:
+    """What was measured against the law's only input, with the fitted line and its 90 % interval."""
+    figure = Figure(figsize=(6.8, 4.4), dpi=110, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    law = law_named(fit.law)
+    x = runs.input(law.inputs[0])
+    line = np.geomspace(x.min() / 1.2, x.max() * 1.2, 100)
+    predicted, low, high = predict_interval(fit, line)
+    axes.fill_between(line, low, high, color="#dddddd", lw=0, zorder=1)
+    axes.plot(line, predicted, color=_INK, lw=1.4, zorder=2)
+    axes.scatter(x[~runs.holdout], runs.loss[~runs.holdout], s=26, color=_COLOURS(0.3), zorder=4)
+    held = runs.holdout
+    axes.scatter(x[held], runs.loss[held], s=32, facecolors="white", edgecolors=_COLOURS(0.3), linewidths=1.5, zorder=5)
+    _clean(axes)
+    axes.set(xscale="log", xlabel=figure_text(runs.column_of(law.inputs[0])), ylabel=law.target)
+    axes.set_title(f"{fit.law} law, 90 % interval of one run (open: held out)", loc="left", fontsize=10)
+    return figure
+
+
+def figure_backtest(result: Backtest) -> Figure:
+    """Error of every prediction of a backtest against how far the law was extrapolated."""
+    figure = Figure(figsize=(6.8, 4.4), dpi=110, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    error = 100 * np.expm1(result.error)
+    axes.axhline(0.0, color="#999999", lw=1.0, zorder=1)
+    axes.scatter(result.factor, error, s=14, c=result.cut, cmap=_COLOURS, edgecolors="none", alpha=0.8, zorder=3)
+    _clean(axes)
+    axes.set(xscale="log", xlabel="compute, over that of the most expensive fitted run", ylabel="error (%)")
+    axes.set_title(f"{result.law} law: predicted past each cut (dark: early cuts)", loc="left", fontsize=10)
+    return figure
+
+
+def figure_compare(table: pd.DataFrame, chosen: str) -> Figure:
+    """Validation and held-out error of each law of `forecast.compare`, the chosen one in bold."""
+    figure = Figure(figsize=(6.8, 0.9 + 0.4 * len(table)), dpi=110, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    place = np.arange(len(table))[::-1]
+    for column, label, offset, colour in (
+        ("validation", "rolling origin, in the fitted part", 0.18, _COLOURS(0.2)),
+        ("holdout", "held-out runs", -0.18, _COLOURS(0.7)),
+    ):
+        errors = 100 * pd.to_numeric(table[column]).to_numpy(float)
+        if np.isfinite(errors).any():
+            axes.barh(place + offset, np.nan_to_num(errors), height=0.34, color=colour, label=label, zorder=2)
+    _clean(axes)
+    axes.set_yticks(place, table["law"])
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == chosen else "normal")
+    axes.set(xlabel="mean absolute error (%)")
+    axes.legend(frameon=False, fontsize=8.5)
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
 
 
 def to_svg(figure: Figure) -> str:
@@ -104,12 +179,12 @@ def to_svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def _canvas(study: Study):
+def _canvas(runs: Runs):
     figure = Figure(figsize=(6.8, 4.4), dpi=110, layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log")
     _clean(axes)
-    _colourbar(figure, axes, study.runs.n)
+    _colourbar(figure, axes, runs.n)
     return figure, axes
 
 
@@ -166,10 +241,10 @@ def _points(axes, x, y, runs, colour):
     axes.scatter(x[held], y[held], s=size * 1.25, zorder=5, **ring)
 
 
-def _legend(axes, study, extra, loc="best"):
+def _legend(axes, runs, extra, loc="best"):
     marker = {"ls": "none", "marker": "o", "color": "#555555", "markersize": 5}
     handles = [Line2D([], [], label="fitted runs", **marker)]
-    if study.runs.holdout.any():
+    if runs.holdout.any():
         handles.append(Line2D([], [], label="held-out runs", markerfacecolor="white", markeredgewidth=1.4, **marker))
     axes.legend(handles=[*handles, *extra], frameon=False, fontsize=8.5, loc=loc)
 

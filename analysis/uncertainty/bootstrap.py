@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import optimize, stats
 
-from analysis.errors import InputError, close_match
+from analysis.errors import InputError, nearest_or_all
 from analysis.fitting.fit import LawFit, Model, centred, solve
 from analysis.forecast.backtest import Backtest, backtest, origin_of
 from analysis.laws.forms import law_named
@@ -42,7 +42,7 @@ def bootstrap(
     groups = None
     if cluster is not None:
         if cluster not in used.frame.columns:
-            raise InputError(f"no column {cluster!r} to cluster by{close_match(cluster, used.frame.columns)}")
+            raise InputError(f"no column {cluster!r} to cluster by{nearest_or_all(cluster, used.frame.columns)}")
         _, groups = np.unique(used.frame[cluster].astype(str).to_numpy(), return_inverse=True)
     units = len(used) if groups is None else groups.max() + 1
     weights, targets = None, target

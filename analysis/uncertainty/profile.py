@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
-from analysis.errors import InputError, close_match
+from analysis.errors import InputError, nearest_or_all
 from analysis.fitting.fit import LawFit, Model, centred, objective_value
 from analysis.fitting.optimise import minimise
 from analysis.forecast.allocate import _log_optimal_n, extra_inputs
@@ -48,7 +48,7 @@ class Profile:
 
     def summary(self) -> str:
         low, high = ("open" if v is None else f"{v:.5g}" for v in (self.low, self.high))
-        return f"{self.quantity:<12}{self.estimate:>12.6g}  [{low}, {high}]  {100 * self.level:g} %"
+        return f"{self.quantity} {self.estimate:.6g} [{low}, {high}] at {100 * self.level:g} %"
 
 
 def exponent(fit: LawFit) -> Quantity:
@@ -86,7 +86,7 @@ def loss_at(fit: LawFit, n=None, d=None, **inputs) -> Quantity:
 def parameter(fit: LawFit, name: str) -> Quantity:
     """A parameter of the law; a scale is profiled in logs."""
     if name not in fit.params:
-        raise InputError(f"law {fit.law!r} has no parameter {name!r}{close_match(name, fit.params)}")
+        raise InputError(f"law {fit.law!r} has no parameter {name!r}{nearest_or_all(name, fit.params)}")
     log = law_named(fit.law).compiled.symbols.logs[name] is not None
 
     def of(z):
@@ -192,7 +192,7 @@ def _psi_squared(k: float) -> float:
 def _design_effect(used: Runs, cluster: str, score) -> tuple[float, int]:
     """(variance of the summed scores by cluster over that by run, clusters), at least 1."""
     if cluster not in used.frame.columns:
-        raise InputError(f"no column {cluster!r} to cluster by{close_match(cluster, used.frame.columns)}")
+        raise InputError(f"no column {cluster!r} to cluster by{nearest_or_all(cluster, used.frame.columns)}")
     _, group = np.unique(used.frame[cluster].astype(str).to_numpy(), return_inverse=True)
     count = int(group.max()) + 1
     if count < 3:

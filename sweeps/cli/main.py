@@ -10,10 +10,10 @@ import warnings
 from pathlib import Path
 
 from analysis.errors import InputError as AnalysisInputError
+from analysis.text import printable
 from models.errors import InputError, did_you_mean
 from scaling.exit_codes import BAD_INPUT, DONE, FAILED, PREEMPTED
-from sweeps.cli import bench
-from sweeps.cli import laws as analysis_commands
+from sweeps.cli import bench, curves, fit, predict, report, validate
 from sweeps.cli import sweep as sweep_commands
 from sweeps.cli.parse import Parser, add_execution, command, fail, number, positive, whole
 
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         return DONE if argv else BAD_INPUT
     if argv[0] not in COMMANDS:
         fail(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; see scaling --help")
-    warnings.formatwarning = lambda message, category, *_: f"note: {message}\n"  # one line, no place in our source
+    # One line, without the place in our source.
+    warnings.formatwarning = lambda message, category, *_: f"note: {printable(str(message))}\n"
     try:
         return COMMANDS[argv[0]][0](argv[1:]) or DONE
     except BrokenPipeError:
@@ -236,13 +237,13 @@ COMMANDS = {
     "plan-memory": (cmd_plan_memory, "bytes per device of a run on a mesh"),
     "tune": (sweep_commands.cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),
     "health": (sweep_commands.cmd_health, "was each size of a sweep well tuned"),
-    "fit": (analysis_commands.cmd_fit, "fit a scaling law to runs or to a table"),
-    "predict": (analysis_commands.cmd_predict, "the loss at N and D, with an interval"),
-    "allocate": (analysis_commands.cmd_allocate, "compute-optimal N and D for a budget"),
-    "backtest": (analysis_commands.cmd_backtest, "error and coverage against how far a law is extrapolated"),
-    "compare": (analysis_commands.cmd_compare, "laws side by side, by how well they predict"),
-    "multiverse": (analysis_commands.cmd_multiverse, "refit under every convention; how far do the answers move"),
-    "curves": (analysis_commands.cmd_curves, "laws of the whole loss curve, for schedules not run"),
+    "fit": (fit.cmd_fit, "fit a scaling law to runs or to a table"),
+    "predict": (predict.cmd_predict, "the loss at N and D, with an interval"),
+    "allocate": (predict.cmd_allocate, "compute-optimal N and D for a budget"),
+    "backtest": (validate.cmd_backtest, "error and coverage against how far a law is extrapolated"),
+    "compare": (validate.cmd_compare, "laws side by side, by how well they predict"),
+    "multiverse": (validate.cmd_multiverse, "refit under every convention; how far do the answers move"),
+    "curves": (curves.cmd_curves, "laws of the whole loss curve, for schedules not run"),
     "bench": (bench.cmd_bench, "measure speed on this machine"),
-    "report": (analysis_commands.cmd_report, "fit, check the hold-out, write report.html"),
+    "report": (report.cmd_report, "fit, check the hold-out, write report.html"),
 }

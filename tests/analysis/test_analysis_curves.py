@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.curves.fit import curves_report, evaluate, figure_curves, fit_curves, load_curve_fit
+from analysis.curves.fit import fit_curves, load_curve_fit
 from analysis.curves.forms import CURVE_LAWS, CurveModel
-from analysis.curves.schedules import Curve, read_curve, schedule
+from analysis.curves.report import curves_report, evaluate, figure_curves
+from analysis.curves.schedules import LossCurve, read_curve, schedule
 from analysis.errors import InputError
 
 PUBLIC = Path(os.environ.get("SCALING_PUBLIC_DATA", Path(__file__).parents[2] / "../shared/data")) / "lr_schedules"
@@ -72,7 +73,7 @@ def planted(law, names=("cosine", "constant", "drop"), noise=0.0, seed=0, points
         lr = schedule(peak=PEAK, steps=STEPS, warmup=WARMUP, **SCHEDULES[name])
         problem = CurveModel(law, [(lr, step)])
         loss = np.exp(problem(coordinates(law, TRUTHS[law], problem.scale))[0] + noise * rng.standard_normal(points))
-        curves.append(Curve(name, step, loss, lr))
+        curves.append(LossCurve(name, step, loss, lr))
     return curves
 
 
@@ -176,7 +177,7 @@ def test_weights_and_skip_are_what_they_say():
     assert by_curve.curves[0]["rms"] != by_point.curves[0]["rms"]
     assert by_curve.objective != pytest.approx(by_point.objective, rel=1e-3)
     assert fit_curves(curves, "tissue", skip=0.5, draws=2).curves[0]["points"] == 52
-    damaged = [Curve(c.name, c.step, c.loss * np.where(c.step < 400, 1.02, 1.0), c.lr) for c in planted("tissue")]
+    damaged = [LossCurve(c.name, c.step, c.loss * np.where(c.step < 400, 1.02, 1.0), c.lr) for c in planted("tissue")]
     chosen = fit_curves(damaged, "tissue", draws=2)
     assert chosen.skip == 0.2, "an early transient must be skipped"
     assert chosen.params["lambda"] == pytest.approx(0.99, abs=1e-3)
@@ -278,7 +279,7 @@ def test_round_trip_and_report(tmp_path):
     for word in ("gamma", "90 %", "starts agree", "condition number", "held out", "wsd", "assumed", "delta 0.001"):
         assert word in text
     assert len(figure_curves(fit, curves).axes[0].lines) == 2 * len(curves)
-    damaged = json.loads(fit.to_json())
+    damaged = json.loads(json.dumps(fit.to_json()))
     damaged["z"][0] += 0.1
     (tmp_path / "damaged.json").write_text(json.dumps(damaged))
     for name, word in (("damaged.json", "damaged"), ("absent.json", "cannot be read")):
@@ -328,7 +329,7 @@ def test_bad_requests(tmp_path):
         (lambda: fit_curves([cosine], "tisue"), "did you mean 'tissue'"),
         (lambda: fit_curves([cosine], weights="all"), "weights 'all'"),
         (lambda: fit_curves([cosine], delta=0.0), "delta > 0"),
-        (lambda: Curve("short", [1, 900], [3.0, 2.0], np.ones(50)), "the last step is 900"),
+        (lambda: LossCurve("short", [1, 900], [3.0, 2.0], np.ones(50)), "the last step is 900"),
         (lambda: schedule("cosin", 1.0, 10), "did you mean 'cosine'"),
         (lambda: schedule("wsd", 1.0, 10, shape="exponential"), "minimum > 0"),
         (lambda: schedule("wsdcon", 1.0, 10), "switch"),

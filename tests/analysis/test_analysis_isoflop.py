@@ -174,7 +174,7 @@ def test_allocation_is_reported_whole():
     assert one.D_interval[0] < one.D < one.D_interval[1]
     assert len(found.table()) == 6
     assert found.summary().startswith("Compute-optimal allocation by isoFLOP parabola: 6 of 6 slices accepted")
-    again = json.loads(found.to_json())
+    again = json.loads(json.dumps(found.to_json()))
     assert again["a"] == found.a
     assert len(again["slices"]) == 6
     assert isoflop(slices(noise=0.002)).to_json() == found.to_json(), "the same seed gives another answer"

@@ -13,7 +13,7 @@ import pytest
 
 from analysis.errors import InputError
 from analysis.fitting.fit import fit, load_fit
-from analysis.report.findings import study
+from analysis.report.findings import analyse
 from analysis.runs import read_runs
 
 
@@ -120,9 +120,9 @@ def test_runs_that_cannot_identify_a_law():
     assert "at least 6" in text
     one_n = read_runs(table(n_compute=1e5))
     assert "same value" in message(lambda: fit(one_n, "chinchilla"))
-    assert "same value" in message(lambda: study(read_runs(table(tokens=1e6))))
-    assert "did you mean 'chinchilla'" in message(lambda: study(read_runs(table()), law="chinchila"))
-    assert "at least 6" in message(lambda: study(read_runs(table().head(4))))
+    assert "same value" in message(lambda: analyse(read_runs(table(tokens=1e6))))
+    assert "did you mean 'chinchilla'" in message(lambda: analyse(read_runs(table()), law="chinchila"))
+    assert "at least 6" in message(lambda: analyse(read_runs(table().head(4))))
 
 
 def test_damaged_fit_file(tmp_path):

@@ -15,7 +15,7 @@ from analysis.fitting.fit import fit
 from analysis.forecast.allocate import allocate
 from analysis.forecast.select import choose_law
 from analysis.laws.forms import JOINT, LAWS
-from analysis.report.findings import study
+from analysis.report.findings import analyse
 from analysis.report.page import text_report, write_report
 from analysis.report.plots import figure_compute, figure_predicted, figure_tokens, to_svg
 from analysis.runs import read_runs
@@ -27,7 +27,7 @@ from analysis.uncertainty.coverage import TRUTHS, measure, sweep
 def result():
     runs = sweep("coupled", (5, 5), np.random.default_rng(7))
     extra = {"n_nonembedding": runs.n * 0.7, "n_total": runs.n * 1.4, "run": [f"r<{i}>" for i in range(len(runs))]}
-    return study(read_runs(runs.frame.assign(**extra), holdout="flops > 1.94e12"), draws=100)
+    return analyse(read_runs(runs.frame.assign(**extra), holdout="flops > 1.94e12"), draws=100)
 
 
 def test_choice_takes_the_planted_law_and_ignores_held_out_runs():
@@ -55,11 +55,11 @@ def test_choice_on_small_grids_says_what_it_skipped():
 
 
 def test_study_is_deterministic_and_its_json_has_the_promised_keys(result):
-    again = study(result.runs, draws=100)
+    again = analyse(result.runs, draws=100)
     assert json.dumps(again.to_json(), sort_keys=True) == json.dumps(result.to_json(), sort_keys=True)
     assert set(result.to_json()) == {
         *("law", "params", "intervals", "objective", "n_runs", "holdout", "mean_abs_error"),
-        *("selection", "all_laws", "diagnostics", "n_column"),
+        *("selection", "all_laws", "diagnostics", "n_column", "cluster", "warnings"),
     }
     row = result.to_json()["holdout"][0]
     assert set(row) == {"n", "d", "flops", "predicted", "low", "high", "measured", "error"}
@@ -70,7 +70,7 @@ def test_study_is_deterministic_and_its_json_has_the_promised_keys(result):
 
 
 def test_study_by_name_and_without_holdout(result):
-    one = study(read_runs(result.runs.frame), law="kaplan", draws=20)
+    one = analyse(read_runs(result.runs.frame), law="kaplan", draws=20)
     assert one.law == "kaplan"
     assert one.mean_abs_error() is None
     assert "--holdout" in text_report(one)
@@ -161,9 +161,9 @@ def test_allocation_intervals_warning_and_bad_budget(result):
 
 def test_figures_draw_and_leave_nothing_behind(result):
     for make in (figure_compute, figure_tokens, figure_predicted):
-        svg = to_svg(make(result))
+        svg = to_svg(make(result.runs, result.fit))
         assert svg.startswith("<?xml")
-        assert svg == to_svg(make(result)), "a figure must be the same each time"
+        assert svg == to_svg(make(result.runs, result.fit)), "a figure must be the same each time"
 
 
 def test_text_report_has_the_tables(result):

@@ -5,13 +5,15 @@ Each test is an attack by a folder that was downloaded; where it fails, that att
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.report.findings import study
+from analysis.errors import InputError as AnalysisInputError
+from analysis.report.findings import analyse
 from analysis.runs import read_runs
 from analysis.text import printable, text_table
 from models.config import ModelConfig
@@ -184,23 +186,28 @@ def test_tables_show_no_control_characters():
     assert shown.splitlines()[0].startswith("run")
 
 
-def test_the_report_writes_its_pictures_inside(tmp_path):
-    """A picture of the report that is a link to a file elsewhere is replaced; the file is left alone."""
-    rng = np.random.default_rng(0)
-    n, d = (v.ravel() for v in np.meshgrid([1e4, 2e4, 4e4, 8e4], [1e6, 2e6, 4e6, 8e6]))
-    loss = (1.5 + 300 * n**-0.5 + 900 * d**-0.5) * np.exp(1e-3 * rng.standard_normal(len(n)))
-    runs = read_runs(pd.DataFrame({"n_compute": n, "tokens": d, "loss": loss}), n_unit=1, d_unit=1, loss_unit="nats")
-    facts = {"name": "x", "seconds": None, "flops": 1.0, "flops_wanted": 1.0, "runs": 16, "finished": 16}
-    precious = tmp_path / "precious.png"
-    precious.write_bytes(b"precious")
-    sweep = tmp_path / "sweep"
-    (sweep / "figures").mkdir(parents=True)
-    (sweep / "figures" / "compute.png").symlink_to(precious)
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
-        patch.setattr("sweeps.summary.health", lambda folder: pd.DataFrame())
-        patch.setattr("sweeps.summary.health_line", lambda tuning: "")
-        patch.setattr("sweeps.summary.health_text", lambda tuning: "")
-        report(study(runs, law="chinchilla"), sweep, facts, 0.0)
-    assert precious.read_bytes() == b"precious"
-    assert (sweep / "figures" / "compute.png").read_bytes().startswith(b"\x89PNG")
+def test_the_report_writes_inside_its_folder(tmp_path):
+    """What it writes replaces a link to a file elsewhere; a folder of figures that leads elsewhere is refused."""
+    n, d = (v.ravel() for v in np.meshgrid([1e7, 2e7, 4e7, 8e7], [1e9, 2e9, 4e9, 8e9]))
+    noise = np.exp(1e-3 * np.random.default_rng(0).standard_normal(len(n)))
+    runs = read_runs(
+        pd.DataFrame({"n_compute": n, "tokens": d, "loss": (1.7 + 400 * n**-0.34 + 400 * d**-0.28) * noise})
+    )
+    table, elsewhere, out = tmp_path / "runs.csv", tmp_path / "elsewhere", tmp_path / "out"
+    for folder in (elsewhere, out / "figures"):
+        folder.mkdir(parents=True)
+    names = ("report.html", "summary.json", "figures/compute.png")
+    for name in names:
+        (elsewhere / name.split("/")[-1]).write_bytes(b"precious")
+        (out / name).symlink_to(elsewhere / name.split("/")[-1])
+    findings = analyse(runs, law="chinchilla", draws=20)
+    report(findings, [table], out, [], 0.0)
+    assert {path.read_bytes() for path in elsewhere.iterdir()} == {b"precious"}
+    assert not any((out / name).is_symlink() for name in names)
+    assert (out / "figures" / "compute.png").read_bytes().startswith(b"\x89PNG")
+
+    shutil.rmtree(out / "figures")
+    (out / "figures").symlink_to(elsewhere)
+    with pytest.raises(AnalysisInputError, match="is a link out of"):
+        report(findings, [table], out, [], 0.0)
+    assert {path.read_bytes() for path in elsewhere.iterdir()} == {b"precious"}
