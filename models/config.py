@@ -8,6 +8,7 @@ from models.errors import InputError
 ACTIVATIONS = ("swiglu", "gelu", "relu2")
 PARAMETRIZATIONS = ("standard", "mup", "completep")
 ADDED = {"added": True}  # metadata of a field younger than a run's format: its id leaves out the default
+SIZE = {"size": True}  # metadata of a field that the size of a model sets (sizing.for_size); the others are its kind
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,14 @@ class ModelConfig:
     """
 
     vocab_size: int = 256  #: V, tokens in the vocabulary; must equal the tokenizer's
-    d_model: int = 64  #: D, width of the residual stream
-    n_layers: int = 4  #: L, number of blocks
-    n_heads: int = 4  #: H, query heads; divides d_model
-    n_kv_heads: int | None = None  #: G, key/value heads; divides n_heads (default: n_heads)
-    d_ff: int | None = None  #: F, feed-forward width (default: 8/3 D for swiglu, else 4 D, in steps of 8)
+    d_model: int = field(default=64, metadata=SIZE)  #: D, width of the residual stream
+    n_layers: int = field(default=4, metadata=SIZE)  #: L, number of blocks
+    n_heads: int = field(default=4, metadata=SIZE)  #: H, query heads; divides d_model
+    n_kv_heads: int | None = field(
+        default=None, metadata=SIZE
+    )  #: G, key/value heads; divides n_heads (default: n_heads)
+    #: F, feed-forward width (default: 8/3 D for swiglu, else 4 D, in steps of 8)
+    d_ff: int | None = field(default=None, metadata=SIZE)
     activation: str = "swiglu"  #: swiglu, gelu or relu2 (squared ReLU)
     qk_norm: bool = True  #: RMSNorm on queries and keys, per head
     tied: bool = False  #: the output head is the embedding, transposed
@@ -83,7 +87,7 @@ def default_d_ff(d_model: int, activation: str) -> int:
 
 def replace(config: ModelConfig, **changes) -> ModelConfig:
     """`dataclasses.replace`, in which a d_ff or n_kv_heads that follows from other fields follows them again."""
-    fields = dataclasses.asdict(config)
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     if config.d_ff == default_d_ff(config.d_model, config.activation):
         fields["d_ff"] = None
     if config.n_kv_heads == config.n_heads:

@@ -4,7 +4,7 @@ All that can change the numbers stands in `RunConfig`; where and how it executes
 stands in `scaling.execution.Execution` and never enters the identity.
 """
 
-import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -15,6 +15,7 @@ from typing import Any
 from models.config import ADDED, ModelConfig
 from models.errors import InputError
 from models.sizing import Counts, counts, flops_per_token
+from scaling.fields import from_plain, to_plain
 
 FORMAT = 1  # raised when the meaning of a field changes: old runs then keep their own identity
 OPTIMIZERS = ("adamw", "muon", "lion", "adafactor")
@@ -30,6 +31,8 @@ class DataConfig:
     seed: int = 0  #: of the data order
     repeat: bool = False  #: allow more tokens than the corpus holds
     unique_tokens: int = field(default=0, metadata=ADDED)  #: train on only so many of the corpus; 0: all of it
+    #: validate on a fixed part of about so many tokens of the validation split; 0: all of it
+    valid_tokens: int = field(default=0, metadata=ADDED)
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,7 @@ class OptimConfig:
     options: str = field(default="", metadata=ADDED)  #: hook: JSON object of its keyword arguments
 
     def __post_init__(self) -> None:
-        if self.options == "":
-            return
-        try:  # canonical, so that equal options are equal runs
-            options = json.loads(self.options)
-            canonical = canonical_json(options) if isinstance(options, dict) else None
-        except (TypeError, ValueError):
-            canonical = None
-        if canonical is None:
-            example = '{"b1": 0.9}'
-            raise InputError(
-                f"optim.options = {self.options!r}: expected a JSON object of arguments, such as {example}"
-            )
-        object.__setattr__(self, "options", canonical if options else "")
+        object.__setattr__(self, "options", canonical_options("optim.options", self.options, '{"b1": 0.9}'))
 
 
 @dataclass(frozen=True)
@@ -76,6 +67,17 @@ class ScheduleConfig:
     warmup_tokens: int = 20_480  #: linear warm-up from 0; in tokens, so that runs of all D share their beginning
     decay_fraction: float = 0.2  #: wsd: share of the tokens spent decaying, shape 1 - sqrt(x) to zero (2405.18392)
     final: float = 0.0  #: cosine: last learning rate as a share of the peak
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What a step minimises; scaling/objectives/ says which there are, and checks the options where a run begins."""
+
+    name: str = "next_token"
+    options: str = ""  #: JSON object of what the objective takes
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", canonical_options("objective.options", self.options, '{"beta": 0.1}'))
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class RunConfig:
     batch_size: int = 8  #: B, windows per step
     seed: int = 0  #: of the initial parameters
     dtype: str = "float32"  #: of the compute: float32 or bfloat16; parameters stay float32
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig, metadata=ADDED)
 
     def __post_init__(self) -> None:
         whole = {"tokens": self.tokens, "batch_size": self.batch_size, "data.seq_len": self.data.seq_len}
@@ -102,9 +105,12 @@ class RunConfig:
         warmup = self.schedule.warmup_tokens
         if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
             raise InputError(f"schedule.warmup_tokens = {warmup!r}: expected a whole number of at least 0")
-        unique = self.data.unique_tokens
-        if isinstance(unique, bool) or not isinstance(unique, int) or not (unique == 0 or unique >= self.data.seq_len):
-            raise InputError(f"data.unique_tokens = {unique!r}: expected 0 (all), or at least one window of seq_len")
+        for name in ("unique_tokens", "valid_tokens"):
+            value = getattr(self.data, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not (value == 0 or value >= self.data.seq_len):
+                raise InputError(f"data.{name} = {value!r}: expected 0 (all), or at least one window of seq_len")
+        if not isinstance(self.objective.name, str) or not self.objective.name:
+            raise InputError(f"objective.name = {self.objective.name!r}: expected the name of an objective")
         choices = {
             "dtype": (self.dtype, ("float32", "bfloat16")),
             "optim.decay": (self.optim.decay, ("coupled", "independent")),
@@ -168,42 +174,42 @@ class RunConfig:
         """Training FLOPs of the steps after the first `step`."""
         return flops_per_token(self.model, self.data.seq_len) * (self.steps - step) * self.tokens_per_step
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """Twelve hex digits of the SHA-256 of the canonical JSON: the same numbers, the same id, on any machine."""
         return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values. A field added after FORMAT is absent while it holds its default: old ids stay."""
-        return {"format": FORMAT, **plain_fields(self)}
+        return {"format": FORMAT, **to_plain(self)}
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> "RunConfig":
-        """The inverse of `to_dict`. Raises InputError on an unknown or missing part."""
-        parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "schedule": ScheduleConfig}
-        fields = dict(fields)
-        if fields.pop("format", None) != FORMAT:
+        """The inverse of `to_dict`. Raises InputError on an unknown or missing part, or a value of another type."""
+        if fields.get("format") != FORMAT:
             raise InputError(f"config.json: not of format {FORMAT}, which this version reads; move the folder away")
-        expected = RunConfig().to_dict()
-        for name, part in {"": fields, **{k: fields.get(k) for k in parts}}.items():
-            wanted = expected[name] if name else expected.keys() - {"format"}
-            missing = sorted(wanted - part.keys()) if isinstance(part, dict) else [name]
-            if missing:
-                raise InputError(f"config.json: {name or 'the run'} lacks {', '.join(missing)}; move the folder away")
+        fields = {name: value for name, value in fields.items() if name != "format"}
         try:
-            return RunConfig(**{k: parts[k](**v) if k in parts else v for k, v in fields.items()})
-        except TypeError as error:
-            raise InputError(f"config.json: {error}") from None
+            return from_plain(RunConfig, fields)
+        except InputError as error:
+            raise InputError(f"config.json: {error}; move the folder away") from None
 
 
-def plain_fields(part: Any) -> dict[str, Any]:
-    """`dataclasses.asdict` without the fields marked ADDED that hold their default."""
-    values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if not is_added_default(part, f)}
-    return {name: plain_fields(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
+def canonical_options(path: str, text: str, example: str) -> str:
+    """The JSON object `text` in its canonical form, so that equal options are equal runs; "" where it is empty.
 
-
-def is_added_default(part: Any, f: dataclasses.Field) -> bool:
-    return "added" in f.metadata and getattr(part, f.name) == f.default
+    Raises InputError where it is no JSON object.
+    """
+    if text == "":
+        return ""
+    try:
+        options = json.loads(text)
+        canonical = canonical_json(options) if isinstance(options, dict) else None
+    except (TypeError, ValueError, RecursionError):
+        canonical = None
+    if canonical is None:
+        raise InputError(f"{path} = {text!r}: expected a JSON object of arguments, such as {example}")
+    return canonical if options else ""
 
 
 def canonical_json(value: Any) -> str:

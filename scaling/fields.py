@@ -11,6 +11,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from models.errors import InputError, did_you_mean
@@ -43,18 +44,18 @@ def from_plain(kind: Any, value: Any, path: str = "") -> Any:
     Raises InputError, naming the path, for a value of another type, a number that is not finite, a field that is not
     known, or one that is missing and not marked ADDED.
     """
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+    if is_union(kind):
         for option in typing.get_args(kind):
             with contextlib.suppress(InputError):
                 return from_plain(option, value, path)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        fields, where = fields_of(kind), path or "the whole"
+        fields, where = fields_of(kind), path or "the run"
         for name in value:
             if name not in fields:
                 raise InputError(f"{where} has no field {shown(name)}{did_you_mean(str(name), fields)}")
         missing = [name for name, (f, _) in fields.items() if name not in value and "added" not in f.metadata]
         if missing:
-            raise InputError(f"{where} lacks {', '.join(missing)}")
+            raise InputError(f"{where} lacks {', '.join(sorted(missing))}")
         return kind(**{name: from_plain(fields[name][1], v, joined(path, name)) for name, v in value.items()})
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and isinstance(value, (list, tuple)):
@@ -73,13 +74,68 @@ def from_plain(kind: Any, value: Any, path: str = "") -> Any:
     raise InputError(f"{path} = {shown(value)}: expected {named(kind)}")
 
 
+@functools.cache
+def leaves(kind: type, path: str = "") -> dict[str, Any]:
+    """The dotted path of every field that is no dataclass itself, at any depth, with its annotation."""
+    found: dict[str, Any] = {}
+    for name, (_, inner) in fields_of(kind).items():
+        part = part_of(inner)
+        found |= leaves(part, joined(path, name)) if part else {joined(path, name): inner}
+    return found
+
+
+@functools.cache
+def parts(kind: type, path: str = "") -> dict[str, type]:
+    """The dotted path of every field that is a dataclass, at any depth, with its annotation."""
+    found: dict[str, Any] = {}
+    for name, (_, inner) in fields_of(kind).items():
+        if part := part_of(inner):
+            found |= {joined(path, name): inner} | parts(part, joined(path, name))
+    return found
+
+
+def part_of(kind: Any) -> type | None:
+    """The dataclass that an annotation names, by itself or beside None."""
+    options = typing.get_args(kind) if is_union(kind) else (kind,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+
+
+def value_at(value: Any, path: str) -> Any:
+    """The field at a dotted path; None where it is of a part that is None."""
+    for name in path.split("."):
+        value = None if value is None else getattr(value, name)
+    return value
+
+
+def replaced(value: Any, changes: Mapping[str, Any]) -> Any:
+    """`dataclasses.replace` with dotted paths, all at once, so that only the whole has to fit. A part that is None is
+    made from its defaults where a field of it is set.
+    """
+    grouped: dict[str, dict[str, Any]] = {}
+    for path, new in changes.items():
+        head, _, tail = path.partition(".")
+        grouped.setdefault(head, {})[tail] = new
+    plain = {}
+    for head, inner in grouped.items():
+        part = inner.pop("", None) if "" in inner else getattr(value, head)
+        if inner:
+            kind = part_of(fields_of(type(value))[head][1])
+            part = replaced(part, inner) if part is not None else replaced(kind(), inner)
+        plain[head] = part
+    return dataclasses.replace(value, **plain)
+
+
+def is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (types.UnionType, typing.Union)
+
+
 def named(kind: Any) -> str:
     """An annotation in words."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+    if is_union(kind):
         return " or ".join(map(named, typing.get_args(kind)))
     words = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}
     words |= {types.NoneType: "null", tuple: "a list", dict: "an object"}
-    return words.get(typing.get_origin(kind) or kind, "an object")
+    return words.get(typing.get_origin(kind) or kind) or f"an object ({kind.__name__})"
 
 
 def shown(value: Any) -> str:

@@ -29,6 +29,7 @@ from models.config import ModelConfig, replace
 from models.errors import InputError, did_you_mean
 from models.sizing import flops_per_token, for_size
 from scaling.config import RunConfig
+from scaling.fields import from_plain, leaves, parts, replaced, value_at
 
 Runs = tuple[RunConfig, ...]
 Rule = Callable[[RunConfig], RunConfig]
@@ -165,7 +166,7 @@ def union(*parts: Iterable[RunConfig]) -> Runs:
 def table_text(runs: Iterable[RunConfig]) -> str:
     """The runs as aligned columns: id, N, D, D/N, FLOPs, and every other field in which they differ."""
     runs = union(runs)
-    values = {path: [value_at(config, path) for config in runs] for path in field_paths() if path != "tokens"}
+    values = {path: [value_at(config, path) for config in runs] for path in leaves(RunConfig) if path != "tokens"}
     differ = [path for path, column in values.items() if len(set(column)) > 1]
     rows = [["run", "N (n_compute)", "D tokens", "D/N", "FLOPs", *differ]]
     for i, config in enumerate(runs):
@@ -214,11 +215,6 @@ def check_numbers(what: str, values: Any, unit: str) -> None:
         raise InputError(f"{what} = {values!r}: expected a list of positive numbers of {unit}")
 
 
-def value_at(config: RunConfig, path: str) -> Any:
-    head, _, tail = path.partition(".")
-    return getattr(getattr(config, head), tail) if tail else getattr(config, head)
-
-
 def is_list(values: Any) -> bool:
     """Whether values can be gone through again and again: no generator, which is used up at the first time."""
     return isinstance(values, Iterable) and not isinstance(values, (str, Iterator))
@@ -227,26 +223,14 @@ def is_list(values: Any) -> bool:
 def check_axis(name: str, values: Any) -> None:
     if not is_list(values):
         raise InputError(f"axis {name!r} = {values!r}: expected a list of values")
-    paths = field_paths()
-    if name not in paths and name not in ("n", "model"):
-        raise InputError(f"axis {name!r}: no such field of a run{did_you_mean(name, [*paths, 'n', 'model'])}")
-
-
-def field_paths() -> dict[str, type]:
-    """Every settable field of a RunConfig by its dotted path, with its plain type."""
-    paths: dict[str, type] = {}
-    for field in dataclasses.fields(RunConfig):
-        default = getattr(RunConfig(), field.name)
-        if dataclasses.is_dataclass(default):
-            for inner in dataclasses.fields(default):
-                paths[f"{field.name}.{inner.name}"] = type(getattr(default, inner.name))
-        else:
-            paths[field.name] = type(default)
-    return paths
+    settable = [*leaves(RunConfig), *parts(RunConfig), "n"]
+    if name not in settable:
+        raise InputError(f"axis {name!r}: no such field of a run{did_you_mean(name, settable)}")
 
 
 def configure(base: RunConfig, given: Mapping[str, Any]) -> RunConfig:
-    """`base` with all of `given` (field path, "n" or "model" -> value) set at once, so only the whole has to fit.
+    """`base` with all of `given` (field path, a part such as "model", or "n" -> value) set at once, so only the whole
+    has to fit.
 
     With "n" the shape follows from the size; model fields that `base` or `given` set beside it are kept.
     Raises InputError where a value is of the wrong kind or the whole cannot be trained.
@@ -258,13 +242,8 @@ def configure(base: RunConfig, given: Mapping[str, Any]) -> RunConfig:
         model = sized(base.model, given["n"], fields)
     elif fields:
         model = replace(model, **fields)
-    parts: dict[str, dict[str, Any]] = {}
-    for path, value in given.items():
-        head, _, tail = path.partition(".")
-        if head not in ("n", "model"):
-            parts.setdefault(head, {})[tail] = value
-    changes = {h: v[""] if "" in v else dataclasses.replace(getattr(base, h), **v) for h, v in parts.items()}
-    return dataclasses.replace(base, model=model, **changes)
+    others = {path: value for path, value in given.items() if path.partition(".")[0] not in ("n", "model")}
+    return replaced(base, others | {"model": model})
 
 
 def sized(model: ModelConfig, n: float, fields: dict[str, Any]) -> ModelConfig:
@@ -272,29 +251,16 @@ def sized(model: ModelConfig, n: float, fields: dict[str, Any]) -> ModelConfig:
     for name in ("d_model", "d_ff", "n_heads"):
         if name in fields:
             raise InputError(f"model.{name} = {fields[name]}: n sets the model's width; give n or model.{name}")
-    kept = ("vocab_size", "activation", "qk_norm", "tied", "logit_softcap", "z_loss", "rope_theta")
-    kept += ("parametrization", "base_width", "base_depth", "base_head_dim")
-    pinned = {name: getattr(model, name) for name in kept}
+    kept = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if "size" not in f.metadata}
     if model.n_kv_heads != model.n_heads:
-        pinned["n_kv_heads"] = model.n_kv_heads
-    return for_size(n, **(pinned | fields))
+        kept["n_kv_heads"] = model.n_kv_heads
+    return for_size(n, **(kept | fields))
 
 
 def typed(path: str, value: Any) -> Any:
     """`value` as the plain Python type of its field: NumPy scalars unwrapped, whole floats as ints where due."""
     value = value.item() if hasattr(value, "item") else value
-    if path == "model":
-        if not isinstance(value, ModelConfig):
-            raise InputError(f"axis 'model': expected ModelConfigs, got {value!r}")
-        return value
-    kind = float if path == "n" else field_paths()[path]
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{path} = {value!r}: expected a value of type {kind.__name__}")
-    return value
+    return from_plain(float if path == "n" else (leaves(RunConfig) | parts(RunConfig))[path], value, path)
 
 
 def load_sweep(name: str, dial: float | None = None) -> tuple[str, Sweep]:

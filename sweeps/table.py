@@ -10,10 +10,10 @@ import pandas as pd
 from models.errors import InputError
 from scaling.config import RunConfig
 from scaling.engine.lease import holder
+from scaling.fields import leaves, value_at
 from scaling.folder import read_config, read_json
 from scaling.result import RunResult, read_result, result_of
 from scaling.trust import check_run_id, check_sweep_links
-from sweeps.define import field_paths, value_at
 
 # What depends on how a run was executed, if not on when and where: which run it branched from, and what that saved.
 EXECUTED = ("trunk", "branched_at_step", "flops_own", "flops_spent", "flops_ancestors")
@@ -96,7 +96,7 @@ def config_columns() -> dict[str, str]:
     ("schedule"); where a field nearer to the top or before it has that name, with the part before it ("data_seed").
     """
     columns: dict[str, str] = {}
-    for path in sorted(field_paths(), key=lambda path: path.count(".")):
+    for path in sorted(leaves(RunConfig), key=lambda path: path.count(".")):
         part, _, name = path.rpartition(".")
         column = part.replace(".", "_") if name == "name" else name
         columns[path] = path.replace(".", "_") if column in columns.values() else column

@@ -15,7 +15,7 @@ from models.errors import InputError, did_you_mean
 from scaling.exit_codes import BAD_INPUT, DONE, FAILED, PREEMPTED
 from sweeps.cli import bench, curves, fit, predict, report, validate
 from sweeps.cli import sweep as sweep_commands
-from sweeps.cli.parse import Parser, add_execution, command, fail, number, positive, whole
+from sweeps.cli.parse import Parser, add_execution, as_text, command, fail, metavar, number, positive, reader, whole
 
 BAD_INPUT_ERRORS = (InputError, AnalysisInputError)  # neither room imports the other
 
@@ -64,27 +64,28 @@ def main(argv: list[str] | None = None) -> int:
 def add_config(parser: Parser) -> None:
     """An option for every field of a RunConfig, and --n."""
     from scaling.config import RunConfig
-    from sweeps.define import field_paths
+    from scaling.fields import leaves, value_at
 
-    defaults = RunConfig()
-    parser.add_argument("--n", type=number, help="n_compute of the model, in parameters; the shape follows from it")
-    for path, kind in field_paths().items():
-        head, _, tail = path.partition(".")
-        default = getattr(getattr(defaults, head), tail) if tail else getattr(defaults, head)
+    absent = argparse.SUPPRESS
+    about = "n_compute of the model, in parameters; the shape follows from it"
+    parser.add_argument("--n", type=number, default=absent, help=about)
+    for path, kind in leaves(RunConfig).items():
+        default = as_text(value_at(RunConfig(), path))
         names = ["--" + path.replace("_", "-")] + (["--repeat"] if path == "data.repeat" else [])
+        options = {"dest": path, "default": absent, "help": f"(default: {default})"}
         if kind is bool:
-            parser.add_argument(*names, dest=path, action=argparse.BooleanOptionalAction, help=f"(default: {default})")
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
         else:
-            convert = {int: whole, float: number}.get(kind, str)
-            parser.add_argument(*names, dest=path, type=convert, metavar=kind.__name__, help=f"(default: {default})")
+            parser.add_argument(*names, type=reader(kind), metavar=metavar(kind), **options)
 
 
 def config_of(args: dict):
     """The RunConfig of the options that `add_config` made."""
     from scaling.config import RunConfig
-    from sweeps.define import configure, field_paths
+    from scaling.fields import leaves
+    from sweeps.define import configure
 
-    return configure(RunConfig(), {path: args[path] for path in ["n", *field_paths()] if args[path] is not None})
+    return configure(RunConfig(), {path: args[path] for path in ["n", *leaves(RunConfig)] if path in args})
 
 
 def cmd_plan_memory(argv: list[str]) -> int:

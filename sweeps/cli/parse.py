@@ -2,6 +2,10 @@
 
 import argparse
 import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
 
 from analysis.text import printable
 from models.errors import did_you_mean
@@ -47,6 +51,29 @@ def whole(text: str) -> int:
     if not value.is_integer():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(value)
+
+
+def reader(kind: Any) -> Callable[[str], Any]:
+    """What reads a value of an annotation: "none" where it may be None, a tuple with commas between its parts."""
+    inner = typing.get_args(kind)
+    if types.NoneType in inner:
+        (other,) = (option for option in inner if option is not types.NoneType)
+        return lambda text: None if text == "none" else reader(other)(text)
+    if typing.get_origin(kind) is tuple:
+        return lambda text: tuple(reader(inner[0])(part) for part in text.split(",") if part)
+    return {int: whole, float: number}.get(kind, str)
+
+
+def metavar(kind: Any) -> str:
+    inner = [option for option in typing.get_args(kind) if option not in (types.NoneType, Ellipsis)]
+    return f"{metavar(inner[0])},..." if typing.get_origin(kind) is tuple else (inner[0] if inner else kind).__name__
+
+
+def as_text(value: Any) -> str:
+    """A value as `reader` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value))
+    return "none" if value is None else str(value)
 
 
 def positive(name: str, value: float) -> None:

@@ -1,11 +1,10 @@
 """Ids are for ever: those of a dozen configurations, and of one with each field that was added since, made in 2026."""
 
-import dataclasses
-
 import pytest
 
 from models.config import ModelConfig
-from scaling.config import DataConfig, OptimConfig, RunConfig, ScheduleConfig
+from scaling.config import DataConfig, ObjectiveConfig, OptimConfig, RunConfig, ScheduleConfig
+from scaling.fields import fields_of, part_of
 
 GOLDEN = {
     "default": (RunConfig(), "89cc13872255"),
@@ -57,6 +56,12 @@ GOLDEN = {
         "6e47339e5610",
     ),
     "data.unique_tokens": (RunConfig(data=DataConfig(unique_tokens=4096)), "7454f389be55"),
+    "data.valid_tokens": (RunConfig(data=DataConfig(valid_tokens=8192)), "8e096182384d"),
+    "objective.name": (RunConfig(objective=ObjectiveConfig(name="answers")), "e0bc2f014112"),
+    "objective.options": (
+        RunConfig(objective=ObjectiveConfig(name="answers", options='{"b": 1,  "a": 2}')),
+        "fe88d3c70736",
+    ),
     "every_added": (
         RunConfig(
             model=ModelConfig(parametrization="mup", base_width=32, base_depth=2, base_head_dim=8),
@@ -76,11 +81,31 @@ def test_ids_are_for_ever(name):
     assert RunConfig.from_dict(config.to_dict()) == config
 
 
+def added(kind=RunConfig, path="", inherited=False):
+    """The paths of the fields that are added, or lie in a part that is."""
+    found = set()
+    for name, (f, inner) in fields_of(kind).items():
+        here, is_added = f"{path}{name}", inherited or "added" in f.metadata
+        if part := part_of(inner):
+            found |= added(part, here + ".", is_added)
+        elif is_added:
+            found.add(here)
+    return found
+
+
 def test_every_added_field_is_among_them():
-    added = {
-        f"{part}.{f.name}"
-        for part in ("model", "data", "optim", "schedule")
-        for f in dataclasses.fields(getattr(RunConfig(), part))
-        if "added" in f.metadata
-    }
-    assert added <= {name.partition("=")[0] for name in GOLDEN}
+    assert added() <= {name.partition("=")[0] for name in GOLDEN}
+
+
+@pytest.mark.parametrize("path", sorted(added()))
+def test_an_added_field_is_absent_while_it_holds_its_default(path):
+    """An old config.json, which lacks it, is read; the id of a run that sets it is another."""
+
+    def keys(values, before=""):
+        inner = (keys(v, f"{before}{k}.") for k, v in values.items() if isinstance(v, dict))
+        return {before + k for k in values}.union(*inner)
+
+    assert path not in keys(RunConfig().to_dict())
+    changed = GOLDEN[next(name for name in GOLDEN if name.partition("=")[0] == path)][0]
+    assert path in keys(changed.to_dict())
+    assert changed.run_id != RunConfig().run_id

@@ -8,7 +8,7 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling.config import DataConfig, OptimConfig, RunConfig, ScheduleConfig
+from scaling.config import DataConfig, ObjectiveConfig, OptimConfig, RunConfig, ScheduleConfig
 from scaling.engine.schedules import learning_rates
 from scaling.folder import open_run, read_json, write_atomically
 
@@ -32,6 +32,7 @@ def test_every_field_of_a_run_enters_its_identity():
         "batch_size": 16,
         "seed": 1,
         "dtype": "bfloat16",
+        "objective": ObjectiveConfig(name="answers"),
     }
     assert set(changes) == {f.name for f in dataclasses.fields(RunConfig)}
     ids = {dataclasses.replace(base, **{k: v}).run_id for k, v in changes.items()} | {base.run_id}
