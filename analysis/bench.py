@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.errors import InputError
 from analysis.fitting.fit import fit
+from analysis.fitting.problem import pose
 from analysis.forecast.backtest import backtest
 from analysis.forecast.select import choose_law
 from analysis.laws.forms import LAWS, SINGLE
@@ -91,15 +92,15 @@ def timed(work, repeats: int = 5):
 def chinchilla_fit():
     runs = chinchilla_runs()
     fit(runs, "chinchilla", 1e-3)  # compiles the law
-    seconds, fitted = timed(lambda: fit(runs, "chinchilla", 1e-3), 15)
-    return seconds, fitted.objective, "objective, sum of Huber 1e-3 over 240 runs (optimum 0.0010182740178)"
+    seconds, best = timed(lambda: fit(runs, "chinchilla", 1e-3), 15)
+    return seconds, best.objective, "objective, sum of Huber 1e-3 over 240 runs (optimum 0.0010182740178)"
 
 
 def chinchilla_bootstrap():
     runs = chinchilla_runs()
-    fitted = fit(runs, "chinchilla", 1e-3)
-    validation = backtest(runs, "chinchilla")
-    seconds, drawn = timed(lambda: bootstrap(fitted, runs, n=4000, validation=validation), 3)
+    one = fit(runs, "chinchilla", 1e-3)
+    validation = backtest(pose(runs, "chinchilla", 1e-3))
+    seconds, drawn = timed(lambda: bootstrap(one, runs, n=4000, validation=validation), 3)
     spread = {k: float(np.std(v)) for k, v in drawn.params_of(drawn.draws).items()}
     off = {k: spread[k] / _STANDARD_ERRORS[k] - 1 for k in spread}
     worst = max(off.values(), key=abs)
@@ -111,13 +112,13 @@ def data_constrained():
     runs = read_runs(public() / "data_constrained/runs.csv", inputs={"U": "unique_tokens"})
     fixed = {k: float(np.exp(v)) for k, v in _HELD.items()} | {"alpha": 0.3526596, "beta": 0.3526596}
     fit(runs, "data_constrained", 1e-3, fixed=fixed)
-    seconds, fitted = timed(lambda: fit(runs, "data_constrained", 1e-3, fixed=fixed), 5)
-    p, info = fitted.params, fitted.diagnostics
+    seconds, one = timed(lambda: fit(runs, "data_constrained", 1e-3, fixed=fixed), 5)
+    p, info = one.params, one.diagnostics
     what = f"objective at R_D* {p['R_D']:.2f}, R_N* {p['R_N']:.3f}"
     if info["second_best"] is not None:
         other = info["second_best_params"]
         what += f"; second basin {100 * info['second_best']:.2f} % higher at {other['R_D']:.2f}, {other['R_N']:.3f}"
-    return seconds, fitted.objective, what
+    return seconds, one.objective, what
 
 
 @cache
@@ -157,9 +158,9 @@ def many_fits():
         LAWS[law].compiled  # noqa: B018
     work = list(fits())
     began = time.perf_counter()
-    objectives = [fit(runs, law, delta).objective for _, runs, law, delta in work]
+    reached = [fit(runs, law, delta).objective for _, runs, law, delta in work]
     seconds = time.perf_counter() - began
-    above = [v / best - 1 for v, best in zip(objectives, BEST_KNOWN, strict=True) if v > best * (1 + 1e-6)]
+    above = [v / best - 1 for v, best in zip(reached, BEST_KNOWN, strict=True) if v > best * (1 + 1e-6)]
     what = f"of {len(work)} fits above the best known objective by more than 1e-6"
     if above:
         what += f", the worst by {100 * max(above):.3f} %"
@@ -211,23 +212,23 @@ def many_curves():
 
 def search_longer(starts: int = 800, seed: int = 1) -> list[float]:
     """The lowest objective of each of the 42 fits from many scattered starts: how BEST_KNOWN was found."""
-    from analysis.fitting.fit import Model, _scatter, centred, search
     from analysis.fitting.optimise import minimise
+    from analysis.fitting.search import _scatter, search
 
     lowest = []
     for name, runs, law, delta in fits():
-        form, used = LAWS[law], runs.fitted
-        inputs, observed, _ = centred(used, form)
-        model, target, weights = Model(form, inputs), np.log(observed), np.ones(len(used))
-        minima, cost, _, _ = search(model, target, form.starts(observed, inputs), weights, "huber", delta)
+        problem = pose(runs, law, delta)
+        model, target, weights = problem.model, problem.target, problem.weights
+        first = problem.law.starts(problem.observed, problem.inputs)
+        minima, cost, _, _ = search(model, target, first, weights, "huber", delta)
         rng = np.random.default_rng(seed)
         best = cost[0]
         points = _scatter(model, target, minima[:8], weights, starts, rng)
         for steps in ((delta,), (10 * delta, delta)):
             u = points
             for step in steps:
-                u, objectives = minimise(model, target, u, weights, delta=step, iterations=300)
-            best = min(best, np.nanmin(objectives))
+                u, reached = minimise(model, target, u, weights, delta=step, iterations=300)
+            best = min(best, np.nanmin(reached))
         lowest.append(float(best))
         print(f"{name}, {law}, {delta:g}: {cost[0]:.12g}, longer {best:.12g}", flush=True)
     return lowest

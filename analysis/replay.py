@@ -1,4 +1,4 @@
-"""Public runs replayed: the dear ones predicted from the cheap ones, nothing chosen by looking at the dear ones.
+"""Public runs replayed: the expensive ones predicted from the cheap ones, nothing chosen by looking at the former.
 
     python -m analysis.replay
 
@@ -17,13 +17,14 @@ from analysis.curves.schedules import read_curve
 from analysis.fitting.fit import fit
 from analysis.fitting.target import fit_for_target
 from analysis.runs import Runs, read_runs
-from analysis.uncertainty.bootstrap import bootstrap, predict_interval
+from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.predict import predict_runs
 
 FITTED_CURVES = ("cosine_24000", "constant_24000", "wsdcon_9")
 
 
 def farseer_episode(j: int, factor: float = 12.0) -> Runs:
-    """Episode j: held out are the runs within 4x of the dearest run's compute / 4^j, fitted those `factor` x below."""
+    """Episode j: held out are the runs within 4x of the largest compute / 4^j, fitted those `factor` x below."""
     frame = pd.concat([pd.read_parquet(public() / f"farseer/{part}.parquet") for part in ("train", "test")])
     flops = 6 * frame["N"] * frame["D"]
     top = flops.max() / 4**j
@@ -31,24 +32,23 @@ def farseer_episode(j: int, factor: float = 12.0) -> Runs:
     return read_runs(frame[target | pool], holdout=f"C > {top / factor * (1 + 1e-9):.17g}")
 
 
-def predict_dearer(name: str, runs: Runs) -> dict:
+def predict_costlier(name: str, runs: Runs) -> dict:
     """Relative errors of the held-out runs: a fit for the target, and Chinchilla's law fitted plainly."""
     held = runs.take(runs.holdout)
     target = 10 ** float(np.log10(6 * held.n * held.d).mean())
-    targeted = fit_for_target(runs, target)
-    error = np.abs(targeted.fit.predict(held.n, held.d) / held.loss - 1)
+    aimed = fit_for_target(runs, target)
+    error = np.abs(aimed.fit.predict(held.n, held.d) / held.loss - 1)
     plain = np.abs(fit(runs, "chinchilla", 1e-3).predict(held.n, held.d) / held.loss - 1)
-    drawn = bootstrap(targeted.fit, runs, 400, run_weights=targeted.weights)
-    _, low, high = predict_interval(drawn, held.n, held.d)
+    inside = predict_runs(bootstrap(aimed.fit, runs, 400), held).inside(held.loss)
     return {
         "runs": name,
         "fitted": len(runs.fitted),
         "held out": len(held),
-        "law": targeted.fit.law,
-        "kappa": targeted.kappa,
+        "law": aimed.fit.law,
+        "kappa": aimed.kappa,
         "mean error %": 100 * float(error.mean()),
         "worst %": 100 * float(error.max()),
-        "in 90 % interval": float(((low <= held.loss) & (held.loss <= high)).mean()),
+        "in 90 % interval": float(inside.mean()),
         "plain chinchilla %": 100 * float(plain.mean()),
     }
 
@@ -59,15 +59,15 @@ def curves_table() -> pd.DataFrame:
     for size in ("25M", "100M", "400M"):
         files = sorted((public() / "lr_schedules" / size).glob("*.csv"))
         curves = [read_curve(path) for path in files]
-        curve_fit = fit_curves([c for c in curves if c.name in FITTED_CURVES])
-        table = evaluate(curve_fit, [c for c in curves if c.name not in FITTED_CURVES])
-        rows.append(table.assign(model=size, law=curve_fit.law))
+        one = fit_curves([c for c in curves if c.name in FITTED_CURVES])
+        table = evaluate(one, [c for c in curves if c.name not in FITTED_CURVES])
+        rows.append(table.assign(model=size, law=one.law))
     return pd.concat(rows, ignore_index=True)
 
 
 def main() -> None:
-    episodes = [predict_dearer("chinchilla above 1e21", chinchilla_runs(holdout="C >= 1e21"))]
-    episodes += [predict_dearer(f"farseer, episode {j + 1}", farseer_episode(j)) for j in range(5)]
+    episodes = [predict_costlier("chinchilla above 1e21", chinchilla_runs(holdout="C >= 1e21"))]
+    episodes += [predict_costlier(f"farseer, episode {j + 1}", farseer_episode(j)) for j in range(5)]
     table = pd.DataFrame(episodes)
     print(table.to_string(index=False, float_format="%.3g"))
     print(f"farseer, mean over episodes: {table['mean error %'][1:].mean():.3f} %\n")

@@ -61,8 +61,8 @@ class Runs:
         return values
 
     def effort(self, law) -> np.ndarray:
-        """What orders runs from cheap to dear under a law: 6ND, or its only input, (runs,)."""
-        return 6.0 * self.n * self.d if {"N", "D"} <= set(law.inputs) else self.input(law.inputs[0])
+        """What orders runs from cheap to expensive under a law (`Law.effort`), (runs,)."""
+        return law.effort({"N": self.n, "D": self.d} | {name: self.input(name) for name in law.inputs[:1]})
 
     @property
     def fitted(self) -> Runs:

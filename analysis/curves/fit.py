@@ -17,8 +17,9 @@ from analysis.curves.forms import CURVE_LAWS, GRID, CurveModel, natural
 from analysis.curves.schedules import LossCurve, dense, drops, warmup_steps
 from analysis.errors import InputError, nearest_or_all
 from analysis.files import write_text
-from analysis.fitting.fit import noise_of, objective_value, solve
 from analysis.fitting.optimise import gradient_and_curvature, minimise
+from analysis.fitting.problem import noise_of
+from analysis.fitting.search import objective_value, solve
 from analysis.text import text_table
 
 FORMAT = 1

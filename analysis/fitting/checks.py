@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.fitting.fit import LawFit, centred
+from analysis.fitting.problem import Problem
+from analysis.fitting.result import LawFit
 from analysis.laws.forms import law_named
 from analysis.runs import Runs
 
@@ -24,42 +25,42 @@ def duplicates(runs: Runs) -> str | None:
     return f"{len(copies)} of {len(runs)} rows are copies of another run (rows {rows}): each counts twice"
 
 
-def residuals(fit: LawFit, runs: Runs) -> pd.Series:
-    """Residual of log loss over its robust scale, by row of the table; runs not held out."""
-    used, law = runs.fitted, law_named(fit.law)
-    inputs = [np.log(used.input(i)) - fit.centre[i] for i in law.inputs]
-    residual = np.log(used.loss) - law.log_value(fit.z, inputs)[0]
-    return pd.Series(residual / max(fit.noise["sigma"], 1e-12), index=np.flatnonzero(~runs.holdout))
+def residuals(fit: LawFit, runs: Runs | Problem) -> pd.Series:
+    """Measured - fitted on the metric's link over the noise of the run's weight, by row of the table; runs fitted."""
+    problem = fit.problem(runs)
+    residual = -problem.residuals(fit.z)
+    return pd.Series(residual / max(fit.noise["sigma"], 1e-12), index=np.flatnonzero(~problem.runs.holdout))
 
 
-def outliers(fit: LawFit, runs: Runs) -> pd.Series:
+def outliers(fit: LawFit, runs: Runs | Problem) -> pd.Series:
     """The residuals beyond 5 robust scales, the largest first, by row of the table."""
-    found = residuals(fit, runs)
-    return found[found.abs() > OUTLIER].sort_values(key=np.abs, ascending=False)
+    sigmas = residuals(fit, runs)
+    return sigmas[sigmas.abs() > OUTLIER].sort_values(key=np.abs, ascending=False)
 
 
-def outlier_note(fit: LawFit, runs: Runs) -> str | None:
+def outlier_note(fit: LawFit, runs: Runs | Problem) -> str | None:
     """A line that names the outliers, or None. Nothing is dropped."""
-    found = outliers(fit, runs)
-    if not len(found):
+    beyond = outliers(fit, runs)
+    if not len(beyond):
         return None
-    rows = ", ".join(f"row {i} ({v:+.0f} sigma)" for i, v in found.head(5).items()) + (
-        ", ..." if len(found) > 5 else ""
+    rows = ", ".join(f"row {i} ({v:+.0f} sigma)" for i, v in beyond.head(5).items()) + (
+        ", ..." if len(beyond) > 5 else ""
     )
     return (
-        f"{len(found)} outliers beyond {OUTLIER:g} sigma, kept in the fit: {rows}; leave them out with --drop-outliers"
+        f"{len(beyond)} outliers beyond {OUTLIER:g} sigma, kept in the fit: {rows}; leave them out with --drop-outliers"
     )
 
 
-def unidentified(fit: LawFit, runs: Runs) -> list[str]:
+def unidentified(fit: LawFit, runs: Runs | Problem) -> list[str]:
     """A line for the parameter that the runs pin down least, where its standard error says that they do not.
 
     A scale is left open beyond a factor e^1.5, another parameter beyond half its value. Where the law is of N and D the
-    line names the run, at most 4 times as dear as the dearest, that would cut that variance most (V-optimal design).
+    line names the run, at most 4 times as expensive as the most expensive one, that would cut that variance most
+    (V-optimal design).
     """
-    used, law = runs.fitted, law_named(fit.law)
-    inputs, _, _ = centred(used, law)
-    jacobian = law.log_value(fit.z, inputs)[1]
+    problem, law = fit.problem(runs), law_named(fit.law)
+    with np.errstate(all="ignore"):
+        jacobian = law.linked(fit.z, problem.inputs, law.metric.link)[1] * np.sqrt(problem.weights)
     information = jacobian @ jacobian.T
     ridge = 1e-12 * np.trace(information) * np.eye(len(information))
     covariance = fit.noise["sigma"] ** 2 * np.linalg.inv(information + ridge)
@@ -79,7 +80,7 @@ def unidentified(fit: LawFit, runs: Runs) -> list[str]:
     )
     line = f"these runs do not pin down {shown}"
     if law.inputs == ("N", "D"):
-        line += _remedy(fit, used, law, covariance, slopes[worst], errors[worst], names[worst])
+        line += _remedy(fit, problem.runs.fitted, law, covariance, slopes[worst], errors[worst], names[worst])
     return [line]
 
 
@@ -90,8 +91,8 @@ def _slopes(fit, law):
     step = 1e-6 * np.eye(law.size)
 
     def values(z):
-        found = law.params(z, centre)
-        return np.array([np.log(found[k]) if log else found[k] for k, log in zip(fit.params, logs, strict=True)])
+        params = law.params(z, centre)
+        return np.array([np.log(params[k]) if log else params[k] for k, log in zip(fit.params, logs, strict=True)])
 
     return np.stack([(values(fit.z + s) - values(fit.z - s)) / 2e-6 for s in step], axis=-1)
 

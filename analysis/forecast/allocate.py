@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.errors import InputError
-from analysis.fitting.fit import LawFit
+from analysis.fitting.result import LawFit
 from analysis.laws.forms import law_named
+from analysis.metric import LEVEL
 from analysis.text import text_table
-from analysis.uncertainty.bootstrap import LEVEL, predict_interval
+from analysis.uncertainty.predict import predict
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ def allocate(fit: LawFit, flops: float, served: float = 0.0, unique: float | Non
     log_n = float(_log_optimal_n(fit, fit.z, flops, served, extra)[0])
     n = float(np.exp(log_n))
     d = flops / (6.0 * n) - served / 3.0
-    loss, low, high = predict_interval(fit, n, d, **extra)
+    expected = predict(fit, n, d, **extra)
     tail = 50.0 * (1.0 - LEVEL)
-    draws = np.exp(_log_optimal_n(fit, fit.draws, flops, served, extra))
+    draws = np.exp(_log_optimal_n(fit, fit.drawn(), flops, served, extra))
     each = {"n": draws, "d": flops / (6.0 * draws) - served / 3.0}
     each["tokens_per_parameter"] = each["d"] / draws
     intervals = {k: [float(q) for q in np.percentile(v, [tail, 100.0 - tail])] for k, v in each.items()}
@@ -85,10 +86,10 @@ def allocate(fit: LawFit, flops: float, served: float = 0.0, unique: float | Non
         flops=flops,
         n=n,
         d=d,
-        loss=loss,
+        loss=expected.value,
         tokens_per_parameter=d / n,
         exponent=a,
-        intervals=intervals | {"loss": [low, high], "exponent": [a_low, a_high]},
+        intervals=intervals | {"loss": [expected.low, expected.high], "exponent": [a_low, a_high]},
         law=fit.law,
         n_column=fit.n_column,
         warning=fit.outside(n, d, flops if not served else None, **extra),
@@ -107,7 +108,7 @@ def exponent(fit: LawFit, flops: float | None = None, served: float = 0.0, extra
         high, low = (_log_optimal_n(fit, z, flops * step, served, extra) for step in (1.05, 1 / 1.05))
         return (high - low) / (2 * np.log(1.05))
 
-    low, high = np.percentile(slope(fit.draws), [tail, 100.0 - tail])
+    low, high = np.percentile(slope(fit.drawn()), [tail, 100.0 - tail])
     return float(slope(fit.z)[0]), float(low), float(high)
 
 

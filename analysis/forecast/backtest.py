@@ -1,4 +1,4 @@
-"""Rolling origin over compute: fit the cheaper runs, predict the dearer ones, for many cuts, and keep every error.
+"""Rolling origin over compute: fit the cheaper runs, predict the costlier ones, for many cuts, and keep every error.
 
 Only runs that are not held out are read. The errors choose the law (`select`) and size its misfit (`uncertainty`).
 """
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.fitting.fit import Model, centred, noise_of, solve
 from analysis.fitting.optimise import minimise
-from analysis.laws.forms import LAWS, Law
+from analysis.fitting.problem import Problem, noise_of
+from analysis.fitting.search import solve
+from analysis.laws.forms import Law
 from analysis.runs import Runs
 
 
@@ -19,9 +20,10 @@ from analysis.runs import Runs
 class Backtest:
     """One law's errors over the cuts, one entry per predicted run of each cut.
 
-    error: log predicted - log measured; factor: its compute over that of the cut's dearest run;
-    distance: decades of compute past the cut's `origin_of`; variance: of the
-    prediction, from the cut's own noise and curvature; cut: the index of the cut. fitted: runs below each cut.
+    error: predicted - measured, on the metric's link (log loss); relative: predicted / measured - 1; factor: its effort
+    (`Law.effort`: compute) over that of the cut's most expensive run; distance: decades of effort past the cut's
+    `origin_of`; variance: of the prediction, from the cut's own noise and curvature; cut: the index of the cut.
+    fitted: runs below each cut.
     """
 
     law: str
@@ -31,6 +33,7 @@ class Backtest:
     variance: np.ndarray
     fitted: tuple[int, ...]
     factor: np.ndarray | None = None
+    relative: np.ndarray | None = None
 
 
 def cuts_of(used: Runs, size: int, law: Law, factor: float = 4.0, most: int = 12):
@@ -60,48 +63,66 @@ def cuts_of(used: Runs, size: int, law: Law, factor: float = 4.0, most: int = 12
 def origin_of(effort) -> float:
     """log10 C from which extrapolation is measured: the median of the fitted runs.
 
-    Measured from the dearest run, a squared distance is blind to the error just past it; from the median, it also
-    counts how short a lever the runs give.
+    Measured from the most expensive run, a squared distance is blind to the error just past it; from the median, it
+    also counts how short a lever the runs give.
     """
     return float(np.median(np.log10(effort)))
 
 
-def backtest(runs: Runs, law: Law | str, pairs=None, delta: float = 1e-3) -> Backtest:
-    """Errors of a law over the cuts (by default its own). All cuts are fitted as one batch."""
-    law = LAWS[law] if isinstance(law, str) else law
-    used = runs.fitted
+def backtest(problem: Problem, pairs=None) -> Backtest:
+    """Errors of a problem's law over the cuts (by default its own), with all that the problem holds.
+
+    All cuts are fitted as one batch. A fit for a target aims, at each cut, at the runs that the cut predicts.
+    """
+    law, model = problem.law, problem.model
     if pairs is None:
-        pairs, _ = cuts_of(used, law.size, law)
+        pairs, _ = cuts_of(problem.runs.fitted, len(model.free), law)
     if not pairs:
         none = np.empty(0)
         return Backtest(law.name, none.astype(int), none, none, none, ())
-    inputs, observed, _ = centred(used, law)
-    model, target = Model(law, inputs), np.log(observed)
-    starts = [law.starts(used.loss[below], [v[below] for v in inputs]) for below, _ in pairs]
-    counts = [len(s) for s in starts]
-    weights = np.repeat(np.array([below for below, _ in pairs], float), counts, axis=0)
-    z, cost = minimise(model, target, np.concatenate(starts), weights, delta=max(delta, 0.1), iterations=40)
-    ends = np.cumsum(counts)
-    best = [e - c + int(np.argmin(cost[e - c : e])) for e, c in zip(ends, counts, strict=True)]
-    z = solve(model, target, z[best], weights[best], delta=delta, warm=True)
+    target = problem.target
+    own = np.array([problem.weights_of(below, above) for below, above in pairs])
+    with np.errstate(all="ignore"):
+        u = solve(model, target, first_fits(problem, pairs), own, problem.objective, problem.delta, warm=True)
+        value, jacobian = problem.law.linked(model.z(u), problem.inputs, problem.metric.link)
+        jacobian = jacobian if model.matrix is None else np.matmul(model.matrix, jacobian)
+        parts = [_errors(problem, i, *pair, own[i], value[i], jacobian[i]) for i, pair in enumerate(pairs)]
+    cut, error, distance, variance, factor, relative = (np.concatenate(column) for column in zip(*parts, strict=True))
+    fitted = tuple(int(below.sum()) for below, _ in pairs)
+    return Backtest(law.name, cut, error, distance, variance, fitted, factor, relative)
 
-    value, jacobian = model(z)
-    effort = used.effort(law)
-    compute = np.log10(effort)
-    parts = []
-    for i, (below, above) in enumerate(pairs):
-        noise = noise_of(value[i, below] - target[below], law.size)["sigma"]
-        # Directions the cut cannot see are cut off: there the misfit, not the noise, has to answer for the error.
-        inverse = np.linalg.pinv(jacobian[i][:, below].T, rcond=1e-4)
-        spread = jacobian[i][:, above].T @ inverse
-        parts.append(
-            (
-                np.full(above.sum(), i),
-                value[i, above] - target[above],
-                np.maximum(compute[above] - origin_of(effort[below]), 0.0),
-                noise**2 * (1.0 + np.sum(spread**2, axis=1)),
-                effort[above] / effort[below].max(),
-            )
-        )
-    cut, error, distance, variance, factor = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Backtest(law.name, cut, error, distance, variance, tuple(int(below.sum()) for below, _ in pairs), factor)
+
+def first_fits(problem: Problem, pairs) -> np.ndarray:
+    """(cuts, free) rough fits to the runs below each cut: the best of each cut's starts at a wide delta."""
+    law, model = problem.law, problem.model
+    starts = [
+        law.starts(problem.observed[below], [v[below] for v in problem.inputs])[:, model.free] for below, _ in pairs
+    ]
+    counts = [len(s) for s in starts]
+    weights = np.repeat([problem.weights_of(below, above) for below, above in pairs], counts, axis=0)
+    wide = max(problem.delta, 0.1) if problem.objective == "huber" else 0.1
+    u, cost = minimise(model, problem.target, np.concatenate(starts), weights, delta=wide, iterations=40)
+    ends = np.cumsum(counts)
+    return u[[e - c + int(np.argmin(cost[e - c : e])) for e, c in zip(ends, counts, strict=True)]]
+
+
+def _errors(problem: Problem, cut: int, below, above, weights, value, jacobian):
+    """The columns of `Backtest` for the runs above one cut."""
+    measured, effort = problem.metric.to_link(problem.observed), np.log10(problem.effort)
+    root = np.sqrt(weights[below])
+    noise = noise_of(((value - measured)[below] * root)[root > 0], len(problem.model.free))["sigma"]
+    # Directions the cut cannot see are cut off: there the misfit, not the noise, has to answer for the error.
+    inverse = np.linalg.pinv((jacobian[:, below] * root).T, rcond=1e-4)
+    spread = jacobian[:, above].T @ inverse
+    own = problem.metric.spread(problem.observed[above]) ** 2
+    error = value[above] - measured[above]
+    log = problem.metric.link == "log"
+    relative = np.expm1(error) if log else problem.metric.from_link(value[above]) / problem.observed[above] - 1
+    return (
+        np.full(above.sum(), cut),
+        error,
+        np.maximum(effort[above] - origin_of(problem.effort[below]), 0.0),
+        noise**2 * (own + np.sum(spread**2, axis=1)),
+        problem.effort[above] / problem.effort[below].max(),
+        relative,
+    )

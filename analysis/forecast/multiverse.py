@@ -93,7 +93,7 @@ _ENDS = (("low", "min"), ("high", "max"))
 
 
 def multiverse(runs: Runs, law: str = "chinchilla", target: tuple[float, float] | None = None) -> Multiverse:
-    """Refits `law` in every universe. target: (N, D), by default at 10 times the dearest run's compute, at its D/N.
+    """Refits `law` in every universe. target: (N, D), by default at 10 times the largest compute, at its D/N.
 
     Raises InputError where the baseline itself cannot be fitted.
     """
@@ -102,8 +102,8 @@ def multiverse(runs: Runs, law: str = "chinchilla", target: tuple[float, float] 
     base = fit(runs, law, 1e-3)
     used = runs.fitted
     if target is None:
-        dearest = int(np.argmax(used.n * used.d))
-        target = (float(used.n[dearest] * 10**0.5), float(used.d[dearest] * 10**0.5))
+        top = int(np.argmax(used.n * used.d))
+        target = (float(used.n[top] * 10**0.5), float(used.d[top] * 10**0.5))
     bad = set(outliers(base, runs).index)
     counts = _counts(runs)
     rows = []
@@ -111,14 +111,14 @@ def multiverse(runs: Runs, law: str = "chinchilla", target: tuple[float, float] 
         counts.items(), _formulas(runs), OBJECTIVES, _smoothings(runs), ("all", "top half", "top quarter", *_parts(bad))
     ):
         row = dict(zip(AXES, (n_name, flops, objective, smoothing, subset), strict=True))
-        one = replace(runs, n=n, n_column=n_name)
-        compute = 6 * one.n * one.d if flops == "6ND" else one.flops
-        keep = _subset(one, compute, subset, bad)
-        one = replace(one.take(keep), flops=compute[keep])
-        one = _smoothed(one) if smoothing == "mean of repeats" else one
+        universe = replace(runs, n=n, n_column=n_name)
+        compute = 6 * universe.n * universe.d if flops == "6ND" else universe.flops
+        keep = _subset(universe, compute, subset, bad)
+        universe = replace(universe.take(keep), flops=compute[keep])
+        universe = _smoothed(universe) if smoothing == "mean of repeats" else universe
         name, delta = OBJECTIVES[objective]
         try:
-            found = fit(one, law, delta, objective=name)
+            refit = fit(universe, law, delta, objective=name)
         except InputError as error:
             rows.append(row | {"a": np.nan, "predicted": np.nan, "reason": str(error)})
             continue
@@ -126,10 +126,10 @@ def multiverse(runs: Runs, law: str = "chinchilla", target: tuple[float, float] 
         rows.append(
             row
             | {
-                "a": _exponent(found, one, flops),
-                "predicted": found.predict(target[0] * ratio, target[1]),
-                "n_runs": found.n_runs,
-                "converged": found.diagnostics["converged"],
+                "a": _exponent(refit, universe, flops),
+                "predicted": refit.predict(target[0] * ratio, target[1]),
+                "n_runs": refit.n_runs,
+                "converged": refit.diagnostics["converged"],
                 "reason": "",
             }
         )
@@ -138,13 +138,13 @@ def multiverse(runs: Runs, law: str = "chinchilla", target: tuple[float, float] 
 
 def _counts(runs) -> dict:
     """The N that the table counts, the runs' own first."""
-    found = {runs.n_column: runs.n}
+    counts = {runs.n_column: runs.n}
     for column in ("n_nonembedding", "n_compute", "n_total"):
-        if column in runs.frame.columns and column not in found:
+        if column in runs.frame.columns and column not in counts:
             values = pd.to_numeric(runs.frame[column], errors="coerce").to_numpy(float)
             if np.isfinite(values).all() and (values > 0).all():
-                found[column] = values
-    return found
+                counts[column] = values
+    return counts
 
 
 def _formulas(runs):
@@ -183,21 +183,21 @@ def _smoothed(runs):
     return replace(runs.take(first), loss=np.exp(mean))
 
 
-def _exponent(found, runs, flops) -> float:
+def _exponent(refit, runs, flops) -> float:
     """a of N* ~ C^a at the middle of the runs' compute, with C = k N^u D^v by the FLOP formula (u = v = 1 for 6ND)."""
     u = v = 1.0
     x, y = np.log(runs.n), np.log(runs.d)
     if flops != "6ND":
         _, u, v = np.linalg.lstsq(np.stack([np.ones_like(x), x, y], axis=1), np.log(runs.flops), rcond=None)[0]
-    law = law_named(found.law)
+    law = law_named(refit.law)
     middle = u * x.mean() + v * y.mean()
 
     def best(log_c):
         low, high = x.min() - 15, x.max() + 15
         for _ in range(60):
             log_n = 0.5 * (low + high)
-            at = [np.array([log_n - found.centre["N"]]), np.array([(log_c - u * log_n) / v - found.centre["D"]])]
-            by_n, by_d = (float(np.ravel(part)[0]) for part in law.by_input(found.z, at))
+            at = [np.array([log_n - refit.centre["N"]]), np.array([(log_c - u * log_n) / v - refit.centre["D"]])]
+            by_n, by_d = (float(np.ravel(part)[0]) for part in law.by_input(refit.z, at))
             low, high = (low, log_n) if by_n - by_d * u / v > 0 else (log_n, high)
         return log_n
 

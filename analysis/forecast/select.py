@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.errors import InputError
-from analysis.fitting.fit import check_identifiable
+from analysis.fitting.problem import Problem, pose
 from analysis.forecast.backtest import Backtest, backtest, cuts_of
 from analysis.laws.forms import JOINT, LAWS, Law
 from analysis.runs import Runs
@@ -19,7 +19,10 @@ AUTO = {name: LAWS[name] for name in JOINT}
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """How a law predicts dearer runs from cheaper ones: mean absolute relative error over cuts and its parts."""
+    """How a law predicts costlier runs from cheaper ones: mean absolute relative error over cuts and its parts.
+
+    delta and delta_reason: of the objective of its fits, and why (`problem.choose_delta`).
+    """
 
     law: str
     score: float | None
@@ -27,42 +30,48 @@ class Score:
     predictions: int
     note: str
     backtest: Backtest | None
+    delta: float | None = None
+    delta_reason: str = ""
 
 
-def choose_law(runs: Runs, laws: Mapping[str, Law] = AUTO, delta: float = 1e-3) -> tuple[str, dict[str, Score]]:
+def choose_law(
+    runs: Runs, laws: Mapping[str, Law] = AUTO, delta: float | None = None, **options
+) -> tuple[str, dict[str, Score]]:
     """The law with the lowest error over the cuts, the simpler where another is within 10 % of it; and every score.
 
     All laws are judged on the same cuts, those the largest law can be fitted to. Where there are none, the laws that
-    cannot be judged are left out one by one, the largest first. Held-out runs are never read.
+    cannot be judged are left out one by one, the largest first. Held-out runs are never read. delta and options are
+    those of `pose`.
     """
-    used = runs.fitted
-    able, unable = {}, {}
+    able: dict[str, Problem] = {}
+    unable = {}
     for name, law in laws.items():
         try:
-            check_identifiable(used, law)
-            able[name] = law
+            able[name] = pose(runs, law, delta, **options)
         except InputError as error:
             unable[name] = error
     if not able:
         raise min(unable.values(), key=lambda error: len(str(error)))
-    form = next(iter(able.values()))
-    sizes = sorted({law.size for law in able.values()}, reverse=True)
+    form = next(iter(able.values())).law
+    sizes = sorted({problem.law.size for problem in able.values()}, reverse=True)
     for size in sizes:
-        pairs, note = cuts_of(used, size, form, most=12 if len(form.inputs) > 1 else 6)
+        pairs, note = cuts_of(runs.fitted, size, form, most=12 if len(form.inputs) > 1 else 6)
         if pairs:
             break
-    judged = {name: law for name, law in able.items() if pairs and law.size <= size}
+    judged = {name: problem.law for name, problem in able.items() if pairs and problem.law.size <= size}
     scores = {}
-    for name, law in laws.items():
+    for name in laws:
+        of_delta = (able[name].delta, able[name].delta_reason) if name in able else ()
         if name in judged:
-            result = backtest(runs, law, pairs, delta)
-            errors = np.abs(np.expm1(result.error))
-            scores[name] = Score(name, robust_mean(errors, result.cut), len(pairs), len(errors), note, result)
+            result = backtest(able[name], pairs)
+            errors = np.abs(result.relative)
+            score = robust_mean(errors, result.cut)
+            scores[name] = Score(name, score, len(pairs), len(errors), note, result, *of_delta)
         else:
             reason = str(unable.get(name, "no cut leaves enough runs below it to judge this law"))
-            scores[name] = Score(name, None, 0, 0, reason, None)
+            scores[name] = Score(name, None, 0, 0, reason, None, *of_delta)
     if not judged:
-        simplest = min(able.values(), key=lambda law: law.size)
+        simplest = min((problem.law for problem in able.values()), key=lambda law: law.size)
         return simplest.name, scores
     lowest = min(scores[name].score for name in judged)
     tied = [law for name, law in judged.items() if scores[name].score <= TIE * lowest + 1e-6]

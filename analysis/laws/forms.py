@@ -17,6 +17,7 @@ from itertools import product
 import numpy as np
 
 from analysis.errors import InputError, nearest_or_all
+from analysis.metric import METRICS, Metric
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Law:
 
     `formula` is Python over inputs, parameters, and minimum(a, b), sigmoid(a), m4_share(w, a), loggamma(a).
     `natural` gives each parameter by the coordinates where it is not a coordinate itself (there, a coordinate declared
-    with `log` stands for the positive quantity). `target` says what is fitted: "loss" unless it is something else.
+    with `log` stands for the positive quantity). `target` names the metric that is fitted (`analysis.metric`).
     `like` names inputs that are compared with another, and so share its centre. Of the grid of
     starts the `most_starts` nearest to the data are followed.
     """
@@ -79,6 +80,10 @@ class Law:
     target: str = "loss"
     most_starts: int = 16
     like: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def metric(self) -> Metric:
+        return METRICS[self.target]
 
     @property
     def size(self) -> int:
@@ -135,6 +140,26 @@ class Law:
         with np.errstate(all="ignore"):
             jacobian /= value[..., None, :]
             return np.log(value), jacobian
+
+    def linked(self, z, inputs, link: str):
+        """The law on the scale of a link ("log", "logit" or "identity"), (..., rows), and its derivatives by z."""
+        if link == "log":
+            return self.log_value(z, inputs)
+        value, jacobian = self.value(z, inputs)
+        if link == "logit":
+            with np.errstate(all="ignore"):
+                jacobian /= (value * (1 - value))[..., None, :]
+                value = np.log(value) - np.log1p(-value)
+        return value, jacobian
+
+    def effort(self, values: Mapping):
+        """What orders runs from cheap to expensive, from {input: values}: 6ND; of a law of the loss e^-L, the chance of
+        a token, as a run that cost more has the lower loss; else the only input.
+        """
+        if {"N", "D"} <= set(self.inputs):
+            return 6.0 * values["N"] * values["D"]
+        value = values[self.inputs[0]]
+        return np.exp(-value) if self.inputs[0] == "L" else value
 
     def by_input(self, z, inputs):
         """Derivatives by the log of each input: a list of (..., rows)."""

@@ -12,16 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from analysis.errors import InputError, nearest_or_all
+from analysis.metric import Prediction
 
 Range = tuple[float | None, float | None]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The loss, and one line on why to distrust it, or None."""
-
-    loss: float | np.ndarray
-    warning: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +37,7 @@ class Published:
     unit: str = "nats/token"
     errors: Mapping[str, float] = field(default_factory=dict)  # published standard errors
     note: str = ""
-    caution: str = ""  # said with every prediction
+    caution: str = ""  # stands with every prediction
 
     def loss(self, N, D, U=None):
         """Loss in `unit` of N parameters after D tokens, U of them unique (all of them where None); arrays broadcast.
@@ -63,17 +56,17 @@ class Published:
         """One line on which of N, D, C and D/N lies outside the fitted range, or None."""
         N, D = np.asarray(N, float), np.asarray(D, float)
         quantities = (("N", N, self.n_range), ("D", D, self.d_range), ("C", 6 * N * D, self.c_range))
-        said = []
+        beyond = []
         for symbol, value, (low, high) in (*quantities, ("D/N", D / N, self.m_range)):
             if high is not None and value.max() > high * 1.001:
-                said.append(f"{symbol} = {value.max():.3g} is {value.max() / high:.3g}x above {high:.3g}")
+                beyond.append(f"{symbol} = {value.max():.3g} is {value.max() / high:.3g}x above {high:.3g}")
             if low is not None and value.min() < low / 1.001:
-                said.append(f"{symbol} = {value.min():.3g} is {low / value.min():.3g}x below {low:.3g}")
-        return f"{self.name}: outside the fitted range: {', '.join(said)}" if said else None
+                beyond.append(f"{symbol} = {value.min():.3g} is {low / value.min():.3g}x below {low:.3g}")
+        return f"{self.name}: outside the fitted range: {', '.join(beyond)}" if beyond else None
 
     def predict(self, N, D, U=None) -> Prediction:
-        warnings = [w for w in (self.outside(N, D), self.caution and f"{self.name}: {self.caution}") if w]
-        return Prediction(self.loss(N, D, U), "; ".join(warnings) or None)
+        notes = [w for w in (self.outside(N, D), self.caution and f"{self.name}: {self.caution}") if w]
+        return Prediction(self.loss(N, D, U), unit=self.unit, notes=tuple(notes))
 
     def summary(self) -> str:
         values = ", ".join(

@@ -10,14 +10,15 @@ import pandas as pd
 
 from analysis.errors import InputError
 from analysis.fitting.checks import duplicates, outlier_note, unidentified
-from analysis.fitting.fit import LawFit, default_delta, fit
+from analysis.fitting.fit import fit
+from analysis.fitting.result import LawFit
 from analysis.forecast.allocate import exponent
 from analysis.forecast.select import Score, choose_law
 from analysis.laws.forms import JOINT, LAWS, law_named
 from analysis.runs import Runs
-from analysis.uncertainty.bootstrap import bootstrap, predict_interval
+from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.predict import predict_runs
 
-TRUNKS = "trunks"  #: cluster by `trunk` where there are trunks
 HOLDOUT_COLUMNS = ("n", "d", "flops", "predicted", "low", "high", "measured", "error")
 
 
@@ -26,7 +27,7 @@ class Findings:
     """`fit` is the chosen law's; `fits` and `scores` are by law; `holdout` has a row per held-out run and law.
 
     holdout columns: n, d, flops, predicted, low, high (90 %), measured, error (relative, signed), law. `doubts`: what a
-    reader must know first. `cluster`: the column whose runs share their noise, or None.
+    reader must know first.
     """
 
     runs: Runs
@@ -35,7 +36,6 @@ class Findings:
     scores: Mapping[str, Score]
     holdout: pd.DataFrame
     requested: str
-    cluster: str | None = None
     doubts: tuple[str, ...] = ()
 
     @property
@@ -86,7 +86,8 @@ class Findings:
             "diagnostics": dict(self.fit.diagnostics)
             | {"noise": dict(self.fit.noise), "discrepancy": dict(self.fit.discrepancy), "notes": list(self.fit.notes)},
             "n_column": self.fit.n_column,
-            "cluster": self.cluster,
+            "cluster": self.fit.cluster,
+            "delta": {"value": self.fit.delta, "reason": self.fit.delta_reason},
             "warnings": list(self.doubts),
         }
 
@@ -97,20 +98,18 @@ def analyse(
     seed: int = 0,
     delta: float | None = None,
     draws: int = 1000,
-    cluster: str | None = TRUNKS,
+    cluster: str | None = None,
     **options,
 ) -> Findings:
     """Fits every law the runs can identify and predicts the held-out runs with each; deterministic given the seed.
 
-    law: "auto" chooses by validation inside the fitted part (`select`), or the name of a law of N and D. cluster: the
-    column whose runs share their noise, by default `trunk` where runs share one (None: none do). options (objective,
-    fixed, tied) are those of `fit`, for the law that is named or chosen. Raises InputError.
+    law: "auto" chooses by validation inside the fitted part (`select`), or the name of a law of N and D. cluster and
+    options (objective, fixed, tied) are those of `problem.pose`, the latter for the law that is named or chosen. Raises
+    InputError.
     """
-    cluster = cluster_column(runs, cluster)
     form = law_named(law if law != "auto" else JOINT[0])
     if not {"N", "D"} <= set(form.inputs):
         raise InputError(f"law {law!r} is of {', '.join(form.inputs)}: the analysis of a sweep needs a law of N and D")
-    delta, _ = default_delta(runs.fitted, form, delta)
     laws = {name: LAWS[name] for name in dict.fromkeys((*JOINT, form.name))}
     try:
         chosen, scores = choose_law(runs, laws, delta)
@@ -127,34 +126,24 @@ def analyse(
             if name == chosen:
                 raise
             continue
-        fits[name] = bootstrap(best, runs, draws, seed, cluster, scores[name].backtest)
+        plain = best.objective_name == "huber" and not (best.fixed or best.tied)
+        fits[name] = bootstrap(best, runs, draws, seed, cluster, scores[name].backtest if plain else None)
 
     held = runs.take(runs.holdout)
     held = held.take(np.argsort(held.flops, kind="stable"))
     tables = []
     for name, one in fits.items():
-        named = {i: held.input(i) for i in LAWS[name].inputs}
-        predicted, low, high = predict_interval(one, **named) if len(held) else (np.empty(0),) * 3
-        values = (held.n, held.d, held.flops, predicted, low, high, held.loss, predicted / held.loss - 1.0)
+        p = predict_runs(one, held)
+        values = (held.n, held.d, held.flops, p.value, p.low, p.high, held.loss, p.value / held.loss - 1.0)
         tables.append(pd.DataFrame(dict(zip(HOLDOUT_COLUMNS, values, strict=True)) | {"law": name}))
     holdout, doubts = pd.concat(tables, ignore_index=True), tuple(doubts_of(fits[chosen], runs))
-    return Findings(runs, fits[chosen], fits, scores, holdout, law, cluster, doubts)
+    return Findings(runs, fits[chosen], fits, scores, holdout, law, doubts)
 
 
 def doubts_of(fit: LawFit, runs: Runs) -> list[str]:
     """Lines about the runs and the fit that a reader must know: copies, outliers, what is not pinned down."""
     lines = [duplicates(runs), outlier_note(fit, runs), *unidentified(fit, runs)]
     return [line for line in lines if line]
-
-
-def cluster_column(runs: Runs, cluster: str | None = TRUNKS) -> str | None:
-    """The column whose runs share their noise: the one named; TRUNKS: `trunk` where fitted runs share at least 3."""
-    if cluster != TRUNKS:
-        return cluster
-    if "trunk" not in runs.frame.columns:
-        return None
-    names = runs.fitted.frame["trunk"]
-    return "trunk" if names.notna().all() and 3 <= names.nunique() < len(names) else None
 
 
 def n_sensitivity(result: Findings, draws: int = 300, seed: int = 0) -> pd.DataFrame:
@@ -172,7 +161,7 @@ def n_sensitivity(result: Findings, draws: int = 300, seed: int = 0) -> pd.DataF
         runs = replace(result.runs, n=n, n_column=column)
         for name in dict.fromkeys((result.law, "chinchilla")):
             try:
-                refit = bootstrap(fit(runs, name, result.fit.delta), runs, draws, seed, result.cluster)
+                refit = bootstrap(fit(runs, name, result.fit.delta), runs, draws, seed, result.fit.cluster)
             except InputError:
                 continue
             a, low, high = exponent(refit)

@@ -242,7 +242,7 @@ def _checklist(findings: Findings, facts: Mapping):
         "weighting": "all fitted runs weigh the same",
         "validation": f"{int(runs.holdout.sum())} runs held out; {cuts} rolling cuts over compute inside the rest",
         "intervals": f"{0 if fit.draws is None else len(fit.draws)} bootstrap refits"
-        + (f", clustered by {findings.cluster}" if findings.cluster else "")
+        + (f", clustered by {findings.fit.cluster}" if findings.fit.cluster != "none" else "")
         + f"; predictions add run-to-run noise "
         f"({100 * fit.noise['sigma']:.2f} %) and misfit ({100 * fit.discrepancy['k']:.2f} % per squared decade)",
     }

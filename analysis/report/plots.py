@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from analysis.fitting.fit import LawFit
+from analysis.fitting.result import LawFit
 from analysis.forecast.allocate import optimal_n
 from analysis.forecast.backtest import Backtest
 from analysis.laws.forms import law_named
 from analysis.runs import Runs
 from analysis.text import figure_text
-from analysis.uncertainty.bootstrap import predict_interval
+from analysis.uncertainty.predict import predict, predict_runs
 
 _COLOURS = matplotlib.colormaps["viridis"].resampled(256)
 _INK, _GRID = "#222222", "#e4e4e4"
@@ -74,7 +74,8 @@ def figure_predicted(runs: Runs, fit: LawFit) -> Figure:
     figure = Figure(figsize=(6.4, 5.6), dpi=110, layout="constrained", facecolor="white")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
     colour = _colour_of(runs.n)
-    predicted, low, high = predict_interval(fit, runs.n, runs.d)
+    p = predict_runs(fit, runs)
+    predicted, low, high = p.value, p.low, p.high
     held = runs.holdout
     span = [min(runs.loss.min(), predicted.min()) * 0.98, max(runs.loss.max(), predicted.max()) * 1.02]
     axes.plot(span, span, color="#999999", lw=1.0, zorder=1)
@@ -119,7 +120,8 @@ def figure_single(runs: Runs, fit: LawFit) -> Figure:
     law = law_named(fit.law)
     x = runs.input(law.inputs[0])
     line = np.geomspace(x.min() / 1.2, x.max() * 1.2, 100)
-    predicted, low, high = predict_interval(fit, line)
+    p = predict(fit, line)
+    predicted, low, high = p.value, p.low, p.high
     axes.fill_between(line, low, high, color="#dddddd", lw=0, zorder=1)
     axes.plot(line, predicted, color=_INK, lw=1.4, zorder=2)
     axes.scatter(x[~runs.holdout], runs.loss[~runs.holdout], s=26, color=_COLOURS(0.3), zorder=4)

@@ -19,7 +19,8 @@ from analysis.forecast.allocate import allocate, optimal_n
 from analysis.forecast.select import choose_law
 from analysis.laws.forms import LAWS
 from analysis.runs import Runs, read_runs
-from analysis.uncertainty.bootstrap import bootstrap, predict_interval
+from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.predict import predict, predict_runs
 
 # Planted truths with losses from 2 down to 1.2 over 1e4 to 1.6e5 parameters and 5e5 to 8e6 tokens.
 TRUTHS = {
@@ -31,7 +32,7 @@ GRIDS = ((4, 4), (5, 5), (6, 5))
 
 
 def sweep(truth: str, shape: tuple[int, int], rng, noise: float | None = None) -> Runs:
-    """A sweep of shape (sizes, horizons) under the planted truth, its dearest runs held out."""
+    """A sweep of shape (sizes, horizons) under the planted truth, its most expensive runs held out."""
     n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1.6e5, shape[0]), np.geomspace(5e5, 8e6, shape[1])))
     noise = rng.uniform(0.003, 0.005) if noise is None else noise
     loss = LAWS[truth].loss(TRUTHS[truth], n, d) * np.exp(noise * rng.standard_normal(n.size))
@@ -49,12 +50,12 @@ def measure(truth: str, shape: tuple[int, int], law: str, sweeps: int, draws: in
         if law == "auto":
             name, scores = choose_law(runs)
             validation = scores[name].backtest
-        one = bootstrap(fit(runs, name), runs, draws, seed=i, validation=validation)
+        drawn = bootstrap(fit(runs, name), runs, draws, seed=i, validation=validation)
         held = runs.take(runs.holdout)
-        predicted, low, high = predict_interval(one, held.n, held.d)
-        inside.append(np.mean((low <= held.loss) & (held.loss <= high)))
-        errors.append(np.mean(np.abs(predicted / held.loss - 1)))
-        widths.append(np.mean((high - low) / (2 * predicted)))
+        p = predict_runs(drawn, held)
+        inside.append(np.mean(p.inside(held.loss)))
+        errors.append(np.mean(np.abs(p.value / held.loss - 1)))
+        widths.append(np.mean((p.high - p.low) / (2 * p.value)))
         right += name == truth
     return {
         "truth": truth,
@@ -89,14 +90,14 @@ def measure_trunks(truth: str, law: str, sweeps: int, draws: int = 200) -> dict:
     for i in range(sweeps):
         rng = np.random.default_rng([1, i])
         runs = read_runs(trunk_sweep(truth, rng))
-        one = bootstrap(fit(runs, law, 1e-3), runs, draws, seed=i, cluster="trunk")
+        drawn = bootstrap(fit(runs, law, 1e-3), runs, draws, seed=i)
         if law == truth:
-            inside["parameters"] += [one.intervals[k][0] <= v <= one.intervals[k][1] for k, v in TRUTHS[law].items()]
-            low, high = allocate(one, flops).intervals["n"]
+            spans = drawn.intervals
+            inside["parameters"] += [spans[k][0] <= v <= spans[k][1] for k, v in TRUTHS[law].items()]
+            low, high = allocate(drawn, flops).intervals["n"]
             inside["N*"].append(low <= n_true <= high)
         measured = float(LAWS[truth].loss(TRUTHS[truth], *at)) * np.exp(0.004 * rng.standard_normal())
-        _, low, high = predict_interval(one, *at)
-        inside["prediction"].append(low <= measured <= high)
+        inside["prediction"].append(bool(predict(drawn, *at).inside(measured)))
     return {"truth": truth, "law": law} | {k: float(np.mean(v)) if v else np.nan for k, v in inside.items()}
 
 

@@ -14,8 +14,10 @@ import numpy as np
 from scipy import stats
 
 from analysis.errors import InputError, nearest_or_all
-from analysis.fitting.fit import LawFit, Model, centred, objective_value
 from analysis.fitting.optimise import minimise
+from analysis.fitting.problem import Model, Problem
+from analysis.fitting.result import LawFit
+from analysis.fitting.search import objective_value
 from analysis.forecast.allocate import _log_optimal_n, extra_inputs
 from analysis.laws.forms import law_named
 from analysis.runs import Runs
@@ -78,9 +80,11 @@ def optimal_d(fit: LawFit, flops: float) -> Quantity:
 
 
 def loss_at(fit: LawFit, n=None, d=None, **inputs) -> Quantity:
-    """The mean loss at one point, run-to-run noise left out."""
-    values = fit.inputs_of(n, d, inputs)
-    return Quantity("loss", lambda z: fit._log_loss(np.atleast_2d(z), values)[..., 0], log=True)
+    """The mean of the metric at one point, run-to-run noise left out."""
+    values, metric = fit.inputs_of(n, d, inputs), fit.metric
+    if metric.link == "log":
+        return Quantity(metric.name, lambda z: fit.linked(np.atleast_2d(z), values)[..., 0], log=True)
+    return Quantity(metric.name, lambda z: metric.from_link(fit.linked(np.atleast_2d(z), values)[..., 0]))
 
 
 def parameter(fit: LawFit, name: str) -> Quantity:
@@ -118,52 +122,47 @@ class _Pinned:
 
 
 def profile(
-    fit: LawFit, runs: Runs, quantity: Quantity | str, level: float = 0.9, cluster: str | None = None
+    fit: LawFit, runs: Runs | Problem, quantity: Quantity | str, level: float = 0.9, cluster: str | None = None
 ) -> Profile:
     """The profile likelihood interval of a parameter (by name) or of a `Quantity`.
 
     The objective may rise by t^2 / 2 times E[psi^2] / E[psi'] (the likelihood-ratio test of an M-estimate; psi is that
     of the objective, its expectations are those under normal noise of the fit's scale). With `cluster`, a column whose
-    runs share their noise, that is multiplied by the design effect in the quantity's direction. For unweighted fits.
+    runs share their noise (by default the fit's own), that is multiplied by the design effect in the quantity's
+    direction. Of a weighted fit the objective is the weighted one, and a run's noise is that of weight 1 over the root
+    of its weight.
     """
+    with np.errstate(all="ignore"):
+        return _profile(fit, fit.problem(runs, cluster), quantity, level)
+
+
+def _profile(fit: LawFit, problem: Problem, quantity: Quantity | str, level: float) -> Profile:
     quantity = parameter(fit, quantity) if isinstance(quantity, str) else quantity
-    used, law = runs.fitted, law_named(fit.law)
-    inputs, observed, _ = centred(used, law)
-    raw = fit.objective_name == "lsq_raw"
-    model = Model.held(law, inputs, fit.centre, fit.fixed, fit.tied, raw)
-    target = observed if raw else np.log(observed)
+    model, target, own = problem.model, problem.target, problem.weights
     # Least absolute deviation is Huber far below the noise.
     delta = {"huber": fit.delta, "lad": 1e-2 * fit.noise["sigma"]}.get(fit.objective_name, 1e9)
-    pinned, ones = _Pinned(model, quantity), np.ones(len(target))
-    u = minimise(model, target, fit.z[None, model.free], ones, delta)[0]
-    least = objective_value(model, u, target, ones, "huber", delta)[0]
+    pinned = _Pinned(model, quantity)
+    u = minimise(model, target, fit.z[None, model.free], own, delta)[0]
+    least = objective_value(model, u, target, own, "huber", delta)[0]
     centre, slope = float(pinned.value(u)[0]), pinned.slope(u)[0]
 
-    value, jacobian = (part[0] for part in model(u))
-    scale_raw = np.median(observed) if raw else 1.0
-    sigma = fit.noise["sigma"] * scale_raw
-    inverse = np.linalg.pinv(jacobian @ jacobian.T, rcond=1e-13, hermitian=True)
-    error = sigma * float(np.sqrt(max(slope @ inverse @ slope, 1e-30)))
-    effect, dof = 1.0, fit.noise["dof"]
-    if cluster is not None:
-        effect, clusters = _design_effect(used, cluster, slope @ inverse @ jacobian * (value - target))
-        dof = min(dof, clusters - 1)
-    ratio = _psi_squared(delta / sigma) * sigma**2 / (2 * stats.norm.cdf(delta / sigma) - 1)
-    threshold = 0.5 * stats.t.ppf(0.5 + level / 2, dof) ** 2 * ratio * effect
-
-    direction = inverse @ slope / max(slope @ inverse @ slope, 1e-30)
-    steps = np.array([0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, 50.0]) * error * np.sqrt(effect)
+    sigma = max(fit.noise["sigma"] * _scale(problem), 1e-300)
+    jacobian = model(u)[1][0]
+    inverse = np.linalg.pinv((jacobian * own) @ jacobian.T, rcond=1e-13, hermitian=True)
+    lever = max(slope @ inverse @ slope, 1e-30)
+    threshold, effect = _threshold(fit, problem, u, slope, delta, sigma, level)
+    error = sigma * float(np.sqrt(lever * effect))
+    steps = np.array([0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, 50.0]) * error
     offsets = np.concatenate([-steps[::-1], steps])
-    start = np.clip(u + offsets[:, None] * direction, model.low, model.high)
-    weight = 1e4 * len(target) * (2 * stats.norm.cdf(delta / sigma) - 1 + 1e-3) / max(slope @ inverse @ slope, 1e-30)
-    weights = np.append(ones, weight / len(target))
+    start = np.clip(u + offsets[:, None] * (inverse @ slope / lever), model.low, model.high)
     aims = np.concatenate([np.broadcast_to(target, (len(offsets), len(target))), centre + offsets[:, None]], axis=1)
     deltas = np.append(np.full(len(target), delta), np.inf)
+    weights = np.append(own, 1e4 * (2 * stats.norm.cdf(delta / sigma) - 1 + 1e-3) / lever)
     for wide in (max(delta, 5 * sigma), delta):
         deltas[:-1] = wide
         start, _ = minimise(pinned, aims, start, weights, deltas, iterations=200)
     values = np.append(pinned.value(start), centre)
-    rise = np.append(objective_value(model, start, target, ones, "huber", delta) - least, 0.0)
+    rise = np.append(objective_value(model, start, target, own, "huber", delta) - least, 0.0)
     order = np.argsort(values, kind="stable")
     values, rise = values[order], np.maximum(rise[order], 0.0)
     low, high = (_crossing(values, rise, centre, threshold, side) for side in (-1, 1))
@@ -173,32 +172,64 @@ def profile(
     return Profile(quantity.name, centre, low, high, level, values, rise, float(threshold))
 
 
-def profile_all(fit: LawFit, runs: Runs, level: float = 0.9, cluster: str | None = None) -> dict[str, Profile]:
+def profile_all(
+    fit: LawFit, runs: Runs | Problem, level: float = 0.9, cluster: str | None = None
+) -> dict[str, Profile]:
     """The profile of every parameter that is not fixed, and of the exponent a where the law is of N and D."""
-    names = [name for name in fit.params if name not in fit.fixed]
-    found = {name: profile(fit, runs, name, level, cluster) for name in names}
+    problem = fit.problem(runs, cluster)
+    profiles = {name: profile(fit, problem, name, level) for name in fit.params if name not in fit.fixed}
     if {"N", "D"} <= set(law_named(fit.law).inputs):
-        found["a"] = profile(fit, runs, exponent(fit), level, cluster)
-    return found
+        profiles["a"] = profile(fit, problem, exponent(fit), level)
+    return profiles
 
 
-def _psi_squared(k: float) -> float:
+def _scale(problem: Problem) -> float:
+    """A typical step of what is fitted for one on the metric's link, where the objective is of the metric itself."""
+    if problem.model.link == problem.metric.link:
+        return 1.0
+    value = float(np.median(problem.observed))
+    return value if problem.metric.link == "log" else value * (1 - value)
+
+
+def _threshold(fit: LawFit, problem: Problem, u, slope, delta: float, sigma: float, level: float):
+    """(how far the objective may rise along the slope, the design effect of the clusters in it).
+
+    The objective's curvature is H = J W P J', the variance of its gradient V = J W^2 E[psi^2] J', each row's noise that
+    of weight 1 over the root of its weight; along one direction the rise is t^2 / 2 times s'H^-1 V H^-1 s / s'H^-1 s.
+    """
+    own = np.maximum(problem.weights, 1e-12)
+    sigma = sigma / np.sqrt(own)
+    value, jacobian = (part[0] for part in problem.model(u))
+    inside = 2 * stats.norm.cdf(delta / sigma) - 1
+    curvature = (jacobian * (own * inside)) @ jacobian.T
+    inverse = np.linalg.pinv(curvature, rcond=1e-13, hermitian=True)
+    pulls = slope @ inverse @ jacobian * own
+    variance = float(np.sum(pulls**2 * sigma**2 * _psi_squared(delta / sigma)))
+    effect, dof = 1.0, fit.noise["dof"]
+    if problem.group is not None:
+        effect = _design_effect(problem, pulls * (value - problem.target))
+        dof = min(dof, problem.clusters - 1)
+    ratio = variance / max(slope @ inverse @ slope, 1e-30)
+    return 0.5 * stats.t.ppf(0.5 + level / 2, dof) ** 2 * ratio * effect, effect
+
+
+def _psi_squared(k):
     """E[psi^2] of Huber's psi at threshold k under unit normal noise."""
-    return (
-        float(2 * (stats.norm.cdf(k) - 0.5 - k * stats.norm.pdf(k)) + 2 * k * k * stats.norm.sf(k)) if k < 30 else 1.0
-    )
+    near = np.minimum(k, 30.0)
+    part = 2 * (stats.norm.cdf(near) - 0.5 - near * stats.norm.pdf(near)) + 2 * near**2 * stats.norm.sf(near)
+    return np.where(k < 30, part, 1.0)
 
 
-def _design_effect(used: Runs, cluster: str, score) -> tuple[float, int]:
-    """(variance of the summed scores by cluster over that by run, clusters), at least 1."""
-    if cluster not in used.frame.columns:
-        raise InputError(f"no column {cluster!r} to cluster by{nearest_or_all(cluster, used.frame.columns)}")
-    _, group = np.unique(used.frame[cluster].astype(str).to_numpy(), return_inverse=True)
-    count = int(group.max()) + 1
+def _design_effect(problem: Problem, score) -> float:
+    """Variance of the summed scores by cluster over that by run, at least 1."""
+    count = problem.clusters
     if count < 3:
-        raise InputError(f"column {cluster!r} has {count} clusters: at least 3 are needed")
-    sums = np.bincount(group, score)
-    return max(1.0, float(np.sum(sums**2) / np.sum(score**2)) * count / (count - 1)), count
+        raise InputError(
+            f"column {problem.cluster!r} has {count} clusters: at least 3 are needed; --cluster none takes every run's "
+            "noise as its own"
+        )
+    sums = np.bincount(problem.group, score)
+    return max(1.0, float(np.sum(sums**2) / np.sum(score**2)) * count / (count - 1))
 
 
 def _crossing(values, rise, centre, threshold, side):

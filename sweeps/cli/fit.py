@@ -51,7 +51,7 @@ def cmd_fit(argv: list[str]) -> int:
     if args.profile:
         from analysis.uncertainty.profile import profile_all
 
-        profiles = profile_all(fitted, runs, cluster=cluster_of(args, runs))
+        profiles = profile_all(fitted, runs)
         record["profiles"] = {name: [p.low, p.high] for name, p in profiles.items()}
         text += "\n\nProfile likelihood\n" + "\n".join("  " + p.summary() for p in profiles.values())
     if args.figures:
@@ -66,7 +66,7 @@ def fit_joint(runs, law: str, args):
     from analysis.report.findings import analyse
     from analysis.report.page import text_report
 
-    findings = analyse(runs, law, cluster=cluster_of(args, runs), **fit_options(args))
+    findings = analyse(runs, law, cluster=args.cluster, **fit_options(args))
     return findings.fit, findings.to_json(), text_report(findings) + "\n\n" + findings.fit.summary()
 
 
@@ -82,7 +82,7 @@ def fit_single(runs, law: str, args):
         law, scores = choose_law(runs, {name: LAWS[name] for name in SINGLE})
         errors = (f"{n} {'-' if s.score is None else f'{100 * s.score:.2f} %'}" for n, s in scores.items())
         choice = f"\nchosen by error in rolling validation: {'; '.join(errors)}"
-    fitted = bootstrap(fit(runs, law, **fit_options(args)), runs, cluster=cluster_of(args, runs))
+    fitted = bootstrap(fit(runs, law, **fit_options(args), cluster=args.cluster), runs)
     held, line = held_out(fitted, runs)
     return fitted, fit_record(fitted) | held, fitted.summary() + choice + line
 
@@ -95,14 +95,14 @@ def fit_target(runs, law: str, args):
     from analysis.uncertainty.bootstrap import bootstrap
 
     positive("--target", args.target)
-    aimed = fit_for_target(runs, args.target, None if law == "auto" else {law: law_named(law)})
-    fitted = bootstrap(aimed.fit, runs, cluster=cluster_of(args, runs), run_weights=aimed.weights)
+    laws = None if law == "auto" else {law: law_named(law)}
+    aimed = fit_for_target(runs, args.target, laws, **fit_options(args), cluster=args.cluster)
+    fitted = bootstrap(aimed.fit, runs)
     held, line = held_out(fitted, runs)
     scores = 100 * aimed.scores.pivot_table(index="law", columns="kappa", values="score")
     rows = [["law", *(f"kappa {kappa:g}" for kappa in scores.columns)]]
     rows += [[law, *("-" if v != v else f"{v:.2f}" for v in errors)] for law, *errors in scores.itertuples()]
-    text = f"{fitted.summary()}\nfitted for C = {args.target:.3g}: kappa {aimed.kappa:g} per squared decade below it"
-    text += f"\n\nrolling-origin error by law and kappa, %\n{text_table(rows, left=1)}{line}"
+    text = f"{fitted.summary()}\n\nrolling-origin error by law and kappa, %\n{text_table(rows, left=1)}{line}"
     record = fit_record(fitted) | {"kappa": aimed.kappa, "scores": aimed.scores.to_dict("records")}
     return fitted, record | held, text
 
@@ -113,14 +113,13 @@ def fit_record(fitted) -> dict:
 
 def held_out(fitted, runs) -> tuple[dict, str]:
     """Mean error of the held-out runs and how many lie in their interval, as JSON and as a line."""
-    from analysis.laws.forms import law_named
-    from analysis.uncertainty.bootstrap import predict_interval
+    from analysis.uncertainty.predict import predict_runs
 
     held = runs.take(runs.holdout)
     if not len(held):
         return {}, ""
-    predicted, low, high = predict_interval(fitted, **{i: held.input(i) for i in law_named(fitted.law).inputs})
-    inside, error = int(((low <= held.loss) & (held.loss <= high)).sum()), float(abs(predicted / held.loss - 1).mean())
+    predicted = predict_runs(fitted, held)
+    inside, error = int(predicted.inside(held.loss).sum()), float(abs(predicted.value / held.loss - 1).mean())
     line = f"\nheld out: {len(held)} runs, mean error {100 * error:.2f} %, {inside} in their 90 % interval"
     return {"mean_abs_error": error, "inside": inside, "held_out": len(held)}, line
 
@@ -165,10 +164,3 @@ def fit_options(args) -> dict:
         "tied": tuple(pairs("--tie", args.tie).items()),
         "delta": args.delta,
     }
-
-
-def cluster_of(args, runs) -> str | None:
-    """The column whose runs share their noise: the one named, none, or that of the trunks."""
-    from analysis.report.findings import TRUNKS, cluster_column
-
-    return None if args.cluster == "none" else cluster_column(runs, args.cluster or TRUNKS)

@@ -25,29 +25,29 @@ def cmd_predict(argv: list[str]) -> int:
             fail(f"{option} is needed: {meaning}")
         if value is not None:
             positive(option, value)
-    answer, text = predict_published(law, args, inputs) if law else predict_fitted(args, inputs)
-    text += f"\nwarning: {answer['warning']}" if answer["warning"] else ""
-    return print_result(args, answer, text)
+    predicted, source = predict_published(law, args, inputs) if law else predict_fitted(args, inputs)
+    answer = {"n": args.n, "d": args.d, "predicted": predicted.value, "low": predicted.low, "high": predicted.high}
+    answer |= {"unit": predicted.unit, "warning": "; ".join(predicted.notes) or None} | inputs
+    return print_result(args, answer, source + "".join(f"\nwarning: {note}" for note in predicted.notes))
 
 
-def predict_published(law, args, inputs: dict[str, float]) -> tuple[dict, str]:
+def predict_published(law, args, inputs: dict[str, float]):
+    """(Prediction, text)."""
     if unknown := set(inputs) - ({"U"} if law.law == "data_constrained" else set()):
         fail(f"--input {min(unknown)}: {law.name} is not a law of it (muennighoff takes U, distinct tokens)")
     predicted = law.predict(args.n, args.d, inputs.get("U"))
-    answer = {"n": args.n, "d": args.d, "predicted": float(predicted.loss), "warning": predicted.warning} | inputs
-    return answer, f"loss {predicted.loss:.4f} {law.unit} ({law.source})"
+    return predicted, f"loss {predicted.value:.4f} {law.unit} ({law.source})"
 
 
-def predict_fitted(args, inputs: dict[str, float]) -> tuple[dict, str]:
-    from analysis.fitting.fit import load_fit
-    from analysis.uncertainty.bootstrap import predict_interval
+def predict_fitted(args, inputs: dict[str, float]):
+    """(Prediction, text)."""
+    from analysis.fitting.saved import load_fit
+    from analysis.uncertainty.predict import predict
 
     fit = load_fit(args.fit)
-    predicted, low, high = (float(x) for x in predict_interval(fit, args.n, args.d, **inputs))
-    answer = {"n": args.n, "d": args.d, "predicted": predicted, "low": low, "high": high}
-    answer |= {"warning": fit.outside(args.n, args.d, **inputs)} | inputs
-    text = f"loss {predicted:.4f} nats/token, 90 % interval [{low:.4f}, {high:.4f}] ({fit.law}, N = {fit.n_column})"
-    return answer, text
+    predicted = predict(fit, args.n, args.d, **inputs)
+    columns = ", ".join(f"{name} = {column}" for name, column in fit.columns.items())
+    return predicted, f"{fit.metric.name} {predicted} ({', '.join(filter(None, (fit.law, columns)))})"
 
 
 def cmd_allocate(argv: list[str]) -> int:
@@ -66,7 +66,7 @@ def cmd_allocate(argv: list[str]) -> int:
     add_json(parser)
     args = parser.parse_args(argv)
 
-    from analysis.fitting.fit import load_fit
+    from analysis.fitting.saved import load_fit
     from analysis.forecast.allocate import allocate, excess_loss
 
     positive("--flops", args.flops)

@@ -20,6 +20,7 @@ def cmd_backtest(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from analysis.errors import InputError
+    from analysis.fitting.problem import pose
     from analysis.forecast.backtest import backtest, cuts_of
     from analysis.forecast.compare import by_factor, laws_for
     from analysis.forecast.select import choose_law
@@ -35,13 +36,16 @@ def cmd_backtest(argv: list[str]) -> int:
     cuts, note = cuts_of(runs.fitted, law.size, law, factor=args.factor)
     if not cuts:
         raise InputError(f"law {name!r}: no cut in compute leaves enough runs below it; add cheaper runs")
-    result = backtest(runs, law, cuts)
+    problem = pose(runs, law)
+    result = backtest(problem, cuts)
     table = by_factor(result, result.factor)
     record = {"law": name, "cuts": len(cuts), "note": note, "by_factor": table.to_dict("records")}
+    record["delta"] = {"value": problem.delta, "reason": problem.delta_reason}
     rows = [["factor", "predictions", "mean error", "worst error", "coverage, noise only", "coverage"]]
     rows += [[factor, str(count), *map(percent, shares)] for factor, count, *shares in table.itertuples(index=False)]
     text = f"{name}: {len(cuts)} cuts over {len(runs.fitted)} runs\n{text_table(rows, left=1)}"
     text += "\nfactor: compute over that of the most expensive fitted run; coverage of 90 % intervals"
+    text += f"\ndelta {problem.delta:.3g}: {problem.delta_reason}"
     if args.figures:
         from analysis.report.plots import figure_backtest
 
@@ -53,7 +57,7 @@ def cmd_compare(argv: list[str]) -> int:
     parser = command(
         "compare",
         "scaling compare runs/quickstart",
-        "Laws side by side: rolling-origin error, AIC and BIC, and the error on held-out runs.",
+        "Laws side by side: rolling-origin error, differences of AICc and BIC, and the error on held-out runs.",
     )
     add_source(parser)
     parser.add_argument("--laws", help="names, separated by commas (default: all of N and D)")
@@ -69,11 +73,14 @@ def cmd_compare(argv: list[str]) -> int:
     chosen, table = compare(runs, laws_for(runs, args.laws.split(",") if args.laws else None))
     record = {"chosen": chosen, "laws": table.to_dict("records")}
     shares = ("validation", "holdout", "noise")
-    columns = [column for column in table.columns if column != "note"]
+    columns = [column for column in table.columns if column not in ("delta", "delta_reason", "note")]
     rows = [columns]
     for values in table[columns].to_dict("records"):
         rows.append([percent(v) if k in shares else shown(v) for k, v in values.items()])
     text = f"{text_table(rows, left=1)}\nchosen by validation (the simpler within 10 %): {chosen}"
+    fitted = table.dropna(subset="delta")
+    for delta, reason in dict.fromkeys(zip(fitted["delta"], fitted["delta_reason"], strict=True)):
+        text += f"\ndelta {delta:.3g}: {reason}"
     if args.figures:
         from analysis.report.plots import figure_compare
 

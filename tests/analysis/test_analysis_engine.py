@@ -9,8 +9,9 @@ import pytest
 from analysis.bench import chinchilla_runs, public
 from analysis.errors import InputError
 from analysis.fitting.checks import duplicates, outlier_note, outliers, unidentified
-from analysis.fitting.fit import default_delta, fit
-from analysis.fitting.target import fit_for_target, target_weights
+from analysis.fitting.fit import fit
+from analysis.fitting.problem import choose_delta, pose, target_weights
+from analysis.fitting.target import fit_for_target
 from analysis.forecast.allocate import allocate, excess_loss
 from analysis.forecast.compare import by_factor, compare, laws_for
 from analysis.forecast.multiverse import AXES, multiverse
@@ -134,11 +135,11 @@ def test_fixed_and_tied_parameters():
 
 def test_delta_follows_the_noise_of_repeated_runs():
     runs, _ = table_of("over_training", noise=0.004)
-    assert default_delta(runs, LAWS["chinchilla"])[0] == 1e-3
+    assert choose_delta(runs, LAWS["chinchilla"])[0] == 1e-3
     twice = read_runs(pd.concat([table_of("over_training", 0.004, seed)[0].frame for seed in (0, 1, 2)]))
-    delta, notes = default_delta(twice, LAWS["chinchilla"])
+    delta, reason = choose_delta(twice, LAWS["chinchilla"])
     assert delta == pytest.approx(1.345 * 0.004, rel=0.2)
-    assert "repeated runs" in notes[0]
+    assert "repeated runs" in reason
 
 
 def test_checks_name_copies_outliers_and_what_is_open():
@@ -249,10 +250,10 @@ def test_compare_and_backtest_tables():
     runs, _ = table_of("over_training", noise=0.003)
     chosen, table = compare(runs, laws_for(runs, ["chinchilla", "over_training"]))
     assert chosen == "over_training"
-    assert table.set_index("law").loc["over_training", "bic"] == 0.0
+    assert table.set_index("law").loc["over_training", "dbic"] == 0.0
     from analysis.forecast.backtest import backtest
 
-    tested = backtest(runs, chosen)
+    tested = backtest(pose(runs, chosen))
     factors = by_factor(tested, tested.factor)
     assert factors["predictions"].sum() == len(tested.error)
     assert factors["coverage"].between(0, 1).all()

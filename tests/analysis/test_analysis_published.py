@@ -40,7 +40,7 @@ def test_rounding_of_hoffmann_is_as_large_as_said():
     """Failure would mean: the caution that comes with every prediction is not true."""
     assert chinchilla_residuals("hoffmann").mean() == pytest.approx(0.0167, abs=5e-4)
     assert chinchilla_residuals("hoffmann_unrounded").mean() == pytest.approx(-0.0031, abs=5e-4)
-    assert "1.7 % high" in published("hoffmann").predict(1e9, 2e10).warning
+    assert "1.7 % high" in published("hoffmann").predict(1e9, 2e10).notes[0]
 
 
 def test_besiroglu_is_the_least_absolute_deviations_fit():
@@ -119,14 +119,14 @@ def test_farseer_meets_the_public_runs_as_said():
         assert abs(value - record.params[name]) <= half_unit * 1.0001
     near = type(record)(**{**vars(record), "params": inside})
     assert np.abs(near.loss(runs["N"], runs["D"]) / runs["loss"].to_numpy() - 1).mean() < 0.0025
-    assert "not verified" in record.predict(1e9, 1e11).warning
+    assert "not verified" in record.predict(1e9, 1e11).notes[-1]
 
 
 def test_out_of_range_is_one_line():
     record = published("besiroglu")
     assert record.outside(1e9, 2e10) is None
-    assert record.predict(1e9, 2e10).warning is None
-    line = record.predict(1e12, 2e13).warning
+    assert record.predict(1e9, 2e10).notes == ()
+    line = record.predict(1e12, 2e13).notes[0]
     assert line.startswith("besiroglu: outside the fitted range: N = 1e+12 is 61.7x above 1.62e+10, D = 2e+13")
     assert "\n" not in line
     assert "N = 1e+06 is 57x below" in record.outside(np.array([1e6, 1e9]), 2e10)

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from analysis.errors import InputError
-from analysis.fitting.fit import fit, load_fit
+from analysis.fitting.fit import fit
+from analysis.fitting.saved import load_fit
 from analysis.report.findings import analyse
 from analysis.runs import read_runs
 

@@ -19,8 +19,9 @@ from analysis.report.findings import analyse
 from analysis.report.page import text_report, write_report
 from analysis.report.plots import figure_compute, figure_predicted, figure_tokens, to_svg
 from analysis.runs import read_runs
-from analysis.uncertainty.bootstrap import bootstrap, predict_interval
+from analysis.uncertainty.bootstrap import bootstrap
 from analysis.uncertainty.coverage import TRUTHS, measure, sweep
+from analysis.uncertainty.predict import predict
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_study_is_deterministic_and_its_json_has_the_promised_keys(result):
     assert json.dumps(again.to_json(), sort_keys=True) == json.dumps(result.to_json(), sort_keys=True)
     assert set(result.to_json()) == {
         *("law", "params", "intervals", "objective", "n_runs", "holdout", "mean_abs_error"),
-        *("selection", "all_laws", "diagnostics", "n_column", "cluster", "warnings"),
+        *("selection", "all_laws", "diagnostics", "n_column", "cluster", "delta", "warnings"),
     }
     row = result.to_json()["holdout"][0]
     assert set(row) == {"n", "d", "flops", "predicted", "low", "high", "measured", "error"}
@@ -78,30 +79,31 @@ def test_study_by_name_and_without_holdout(result):
 
 def test_intervals_grow_with_distance_and_level(result):
     n, d = result.runs.n.max(), result.runs.d.max() * np.array([0.5, 2.0, 20.0])
-    predicted, low, high = predict_interval(result.fit, n, d)
-    assert np.all(np.diff((high - low) / predicted) > 0)
-    _, narrow_low, narrow_high = predict_interval(result.fit, n, d, level=0.5)
-    assert np.all((narrow_low > low) & (narrow_high < high))
+    wide, narrow = predict(result.fit, n, d), predict(result.fit, n, d, level=0.5)
+    assert np.all(np.diff((wide.high - wide.low) / wide.value) > 0)
+    assert np.all((narrow.low > wide.low) & (narrow.high < wide.high))
     for bad in (-5.0, 0.0, np.nan, np.inf):
         with pytest.raises(InputError, match="n = "):
-            predict_interval(result.fit, bad, 1e6)
+            predict(result.fit, bad, 1e6)
     with pytest.raises(InputError, match="level"):
-        predict_interval(result.fit, 1e5, 1e6, level=1.5)
+        predict(result.fit, 1e5, 1e6, level=1.5)
 
 
 def test_bootstrap_by_cluster_widens_for_shared_noise():
-    """Noise shared within trunks: resampling runs alone would claim too much."""
+    """Noise shared within trunks: resampling runs alone would claim too much. Trunks are resampled by default."""
     rng = np.random.default_rng(0)
     n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e6, 25), np.geomspace(5e5, 5e7, 6), indexing="ij"))
     trunk = np.repeat(np.arange(25), 6)
     loss = LAWS["chinchilla"].loss(TRUTHS["chinchilla"], n, d) * np.exp(0.01 * rng.standard_normal(25)[trunk])
     runs = read_runs(pd.DataFrame({"N": n, "D": d, "loss": loss, "trunk": trunk}))
     one = fit(runs, "chinchilla")
-    by_run, by_trunk = bootstrap(one, runs, 300), bootstrap(one, runs, 300, cluster="trunk")
+    by_run, by_trunk = bootstrap(one, runs, 300, cluster="none"), bootstrap(one, runs, 300)
     width = {k: np.ptp(v.intervals["alpha"]) for k, v in (("run", by_run), ("trunk", by_trunk))}
     assert width["trunk"] > 1.3 * width["run"], width
     with pytest.raises(InputError, match="trunk"):
         bootstrap(one, runs, 10, cluster="trnk")
+    assert "noise shared within each trunk" in by_trunk.summary()
+    assert "independent noise" in bootstrap(fit(runs, "chinchilla", cluster="none"), runs, 10).summary()
 
 
 def test_a_wrong_law_owns_up():
@@ -110,8 +112,7 @@ def test_a_wrong_law_owns_up():
     right, wrong = (bootstrap(fit(runs, law), runs, 200) for law in ("coupled", "chinchilla"))
     assert wrong.discrepancy["k"] > 3 * right.discrepancy["k"]
     held = runs.take(runs.holdout)
-    _, low, high = predict_interval(wrong, held.n, held.d)
-    assert np.mean((low <= held.loss) & (held.loss <= high)) >= 0.6
+    assert np.mean(predict(wrong, held.n, held.d).inside(held.loss)) >= 0.6
 
 
 @pytest.mark.slow
