@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from analysis.text import text_table
 from models.sizing import shape, training_bytes
-from scaling.config import RunConfig, canonical_json
+from scaling.alike import same_program, same_regime
+from scaling.config import RunConfig
 from scaling.data.cache import cache_root
 from scaling.engine.runtime import compilation_cache, processor
 from sweeps.plan import Unit, ledger
@@ -61,16 +62,9 @@ def machine() -> str:
     return f"{processor()}, {os.cpu_count()} cores, jax {version('jax')}"
 
 
-def regime(config: RunConfig) -> str:
-    """What must be equal for a speed to speak of another run, besides nearness in size and batch."""
-    return f"T {config.data.seq_len}, {config.dtype}, {config.optim.name}"
-
-
-def shape_key(config: RunConfig) -> str:
-    """Runs of equal keys share their compiled programs (scaling.engine.program.program_for)."""
-    fields = config.to_dict()
-    parts = (fields["model"], config.batch_size, config.data.seq_len, config.dtype, config.optim.name)
-    return canonical_json({"shape": list(parts)})
+def program_id(config: RunConfig) -> str:
+    """Equal for runs that share their compiled programs: `scaling.alike.same_program` in twelve hex digits."""
+    return same_program(config).run_id
 
 
 def remember_speed(
@@ -88,8 +82,8 @@ def remember_speed(
         "machine": machine(),
         "device": device,
         "workers": workers,
-        "regime": regime(config),
-        "shape": shape_key(config),
+        "regime": same_regime(config),
+        "shape": program_id(config),
         "n_compute": config.counts.n_compute,
         "batch_size": config.batch_size,
         "flops_per_second": round(config.flops / config.steps / seconds_per_step),
@@ -108,7 +102,7 @@ class Known:
 
     def __init__(self, workers: int, accelerated: bool = False) -> None:
         self.speeds: dict[str, list[Speed]] = {}  #: by regime, the latest last
-        self.compiled: set[str] = set()  #: keys of the shapes whose programs lie in the compilation cache
+        self.compiled: set[str] = set()  #: `program_id` of the programs that lie in the compilation cache
         for line in remembered():
             try:
                 if line["machine"] != machine() or (line["device"] == "cpu") == accelerated:
@@ -127,13 +121,13 @@ class Known:
     def near(self, config: RunConfig) -> bool:
         """Whether a measurement of about this size speaks for this run, or two that it lies between."""
         n, batch = config.counts.n_compute, config.batch_size
-        found = self.speeds.get(regime(config), ())
+        found = self.speeds.get(same_regime(config), ())
         sizes = [s.n_compute for s in found if ratio(s.batch_size, batch) <= NEAR_BATCH]
         return bool(sizes) and min(sizes) / NEAR_SIZE <= n <= max(sizes) * NEAR_SIZE
 
     def at(self, config: RunConfig, field: str, otherwise: float) -> float:
         """A field of `Speed` at this run's size, from measurements at the nearest batch; `otherwise` without any."""
-        found = [s for s in self.speeds.get(regime(config), ()) if getattr(s, field)]
+        found = [s for s in self.speeds.get(same_regime(config), ()) if getattr(s, field)]
         if not found:
             return otherwise
         distance = [ratio(s.batch_size, config.batch_size) for s in found]
@@ -269,7 +263,7 @@ def jobs_of(units: Sequence[Unit], workers: int, known: Known) -> list[Job]:
     index = {unit.run_id: i for i, unit in enumerate(units)}
     jobs, firsts, met = [], [], Counter()
     for unit in units:
-        config, key = unit.config, shape_key(unit.config)
+        config, key = unit.config, program_id(unit.config)
         compiling = known.at(config, "compile_seconds", COMPILE_SECONDS)
         loading = known.at(config, "load_seconds", LOAD_SHARE * compiling)
         first = 0.0 if met[key] >= workers else loading if met[key] or key in known.compiled else compiling

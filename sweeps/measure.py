@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
+from scaling.alike import same_regime, same_speed
 from scaling.config import RunConfig
 from scaling.data.cache import cache_root
-from sweeps.cost import Known, ratio, regime, remember_speed, shape_key
+from sweeps.cost import Known, program_id, ratio, remember_speed
 
 SHAPES = 4  # of one regime: the smallest, the largest, and two between
 BUSY = 0.5  # load per core above which other work disturbs what is measured
@@ -48,7 +49,7 @@ def measure_missing(
     for report in measured(chosen, places):
         config = chosen[report["shape"]]
         seconds = {name: report.get(name) for name in ("run_seconds", "load_seconds", "start_seconds")}
-        if shape_key(config) not in known.compiled:  # else it may have come from the cache
+        if program_id(config) not in known.compiled:  # else it may have come from the cache
             seconds["compile_seconds"] = report.get("compile_seconds")
         remember_speed(config, report["seconds_per_step"], report["device"], len(places), **seconds)
     return Known(len(places), accelerated)
@@ -57,8 +58,8 @@ def measure_missing(
 def representatives(runs: Sequence[RunConfig]) -> list[RunConfig]:
     """Of each regime the smallest shape, then the one farthest, in log N and log batch, from all chosen, and so on."""
     chosen = []
-    for name in dict.fromkeys(map(regime, runs)):
-        shapes = {shape_key(c): c for c in runs if regime(c) == name}
+    for name in dict.fromkeys(map(same_regime, runs)):
+        shapes = {same_speed(c): c for c in runs if same_regime(c) == name}
         shapes = sorted(shapes.values(), key=lambda c: (c.counts.n_compute, c.batch_size))
         some = [shapes[0]]
         while len(some) < min(SHAPES, len(shapes)):

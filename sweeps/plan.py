@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from scaling.config import RunConfig, ScheduleConfig
+from scaling.alike import same_trunk
+from scaling.config import RunConfig
 from scaling.engine.schedules import learning_rates, weight_decays
 from scaling.folder import read_json, write_atomically
 from scaling.trust import check_run_id
@@ -48,7 +49,7 @@ def plan(runs: Sequence[RunConfig], sharing: bool = True) -> tuple[Unit, ...]:
     """A unit for each run, in the order given. With `sharing`, runs of a group branch from its longest."""
     groups: dict[RunConfig, list[RunConfig]] = {}
     for config in runs:
-        groups.setdefault(group_of(config) if sharing else config, []).append(config)
+        groups.setdefault(same_trunk(config) if sharing else config, []).append(config)
     units: dict[str, Unit] = {}
     for group in groups.values():
         placed: list[RunConfig] = []
@@ -107,13 +108,6 @@ def steps_in(folder: Path) -> list[int]:
     return [int(p.name) for p in folder.glob("*") if p.name.isascii() and p.name.isdigit()]
 
 
-def group_of(config: RunConfig) -> RunConfig:
-    """What runs that may begin alike have in common: all but the horizon and what the schedule does at its end."""
-    schedule = ScheduleConfig(warmup_tokens=config.schedule.warmup_tokens)
-    data = dataclasses.replace(config.data, repeat=True)
-    return dataclasses.replace(config, tokens=1, schedule=schedule, data=data)
-
-
 def common_steps(a: RunConfig, b: RunConfig) -> int:
     """Steps from the beginning on in which two runs of one group do the same: equal rates and weight decays."""
     n = min(a.steps, b.steps)
@@ -158,10 +152,10 @@ def read_plan(folder: Path) -> tuple[str, tuple[Unit, ...]]:
 
 def sources(unit: Unit, units: Sequence[Unit]) -> list[tuple[str, int]]:
     """(run id, common steps) of every run whose kept states this one may start from, whoever kept them and why."""
-    group = group_of(unit.config)
+    group = same_trunk(unit.config)
     return [
         (other.run_id, common)
         for other in units
-        if other.run_id != unit.run_id and group_of(other.config) == group
+        if other.run_id != unit.run_id and same_trunk(other.config) == group
         if (common := common_steps(unit.config, other.config))
     ]

@@ -4,7 +4,6 @@ They depend on the model, the batch shape, the optimiser and the mesh, not on le
 or seed, and are kept from run to run in a process: a second run of the same shape starts at once.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from models import transformer
 from models.config import ModelConfig
 from models.errors import InputError
 from models.implementation import Implementation
+from scaling.alike import compiled_optim
 from scaling.config import OptimConfig, RunConfig
 from scaling.engine.optim import decays, make_direction
 from scaling.engine.sharding import batch_sharding, like_params, param_shardings, placement, replicated
@@ -47,11 +47,6 @@ def program_for(config: RunConfig, execution: Execution, mesh: Mesh) -> Program:
     return compile_run(
         config.model, compiled_optim(config), config.dtype, mesh, how, execution.accumulate, config.data.seq_len
     )
-
-
-def compiled_optim(config: RunConfig) -> OptimConfig:
-    """The optimiser without what only the host's schedule reads, so that runs that differ in it share a program."""
-    return dataclasses.replace(config.optim, lr=1.0, weight_decay=0.0, decay="coupled")
 
 
 def implementation(config: RunConfig, execution: Execution, mesh: Mesh) -> Implementation:

@@ -23,7 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from models.config import ModelConfig
 from models.implementation import Implementation
 from models.sizing import training_bytes
-from scaling.config import OptimConfig, RunConfig, ScheduleConfig
+from scaling.alike import compiled_optim, same_swarm
+from scaling.config import OptimConfig, RunConfig
 from scaling.engine.lease import Held
 from scaling.engine.loop import (
     ALONE,
@@ -38,7 +39,7 @@ from scaling.engine.loop import (
     resident,
 )
 from scaling.engine.memory import device_limit
-from scaling.engine.program import CHUNK_STEPS, compiled_optim, functions, implementation
+from scaling.engine.program import CHUNK_STEPS, functions, implementation
 from scaling.engine.sharding import make_mesh, replicated
 from scaling.execution import Execution
 from scaling.result import RunResult, read_result
@@ -53,18 +54,6 @@ class Member:
     folder: Path
     sharing: Sharing = ALONE
     held: Held | None = None  #: the lease, where the caller has it
-
-
-def swarm_key(config: RunConfig) -> RunConfig:
-    """Equal for runs that one program can train side by side: they differ in rates, schedule, D, seeds, data order."""
-    return dataclasses.replace(
-        config,
-        tokens=1,
-        seed=0,
-        optim=compiled_optim(config),
-        schedule=ScheduleConfig(),
-        data=dataclasses.replace(config.data, seed=0, repeat=True),
-    )
 
 
 def capacity(config: RunConfig) -> int:
@@ -109,7 +98,7 @@ def train_swarm(
         )
     try:
         todo = [run for run in runs if read_result(run.folder) is None]
-        if len({swarm_key(run.config) for run in todo}) > 1:
+        if len({same_swarm(run.config) for run in todo}) > 1:
             raise ValueError("a swarm's members must be of one shape")
         lanes = []
         for run in todo:

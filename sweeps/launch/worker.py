@@ -26,6 +26,7 @@ from typing import Any
 
 from models.errors import InputError
 from models.sizing import training_bytes
+from scaling.alike import same_program, same_swarm
 from scaling.config import canonical_json
 from scaling.engine.lease import Busy, Held, Leases, holder, lease
 from scaling.execution import Execution
@@ -33,7 +34,6 @@ from scaling.exit_codes import PREEMPTED
 from scaling.folder import read_json, write_atomically
 from scaling.result import RunResult
 from scaling.trust import check_hook, check_sweep_links
-from sweeps.cost import shape_key
 from sweeps.plan import Unit, read_plan, sources
 
 ATTEMPTS = (
@@ -208,7 +208,7 @@ class Queue:
     def __init__(self, folder: Path, launch: str, units: Sequence[Unit]) -> None:
         self.folder = folder
         self.over: set[str] = set()  # runs that have a result
-        self.compiled: set = set()  # shapes whose programs this worker has ready
+        self.compiled: set = set()  # same_program of those that this worker has ready
         self.refused: dict[str, list[str]] = {}  # why a run's folder could not be used, at each try
         self.told: set[str] = set()  # runs that were given up for it
         self.read: tuple[int, int] | None = None  # the state of the plan last read here
@@ -270,23 +270,23 @@ class Queue:
                 self.refused.setdefault(unit.run_id, []).append(f"its folder cannot be used: {error}")
                 continue
             if not self.finished(unit.run_id):  # by another, before it let go
-                self.compiled.add(shape_key(unit.config))
+                self.compiled.add(same_program(unit.config))
                 return i, held
         return LATER if waiting else NOTHING, None
 
     def loads(self, i: int) -> bool:
         """Whether a unit, short as a branch is, would have this worker load a program for it: better another's."""
         unit = self.units[i]
-        return unit.after is not None and shape_key(unit.config) not in self.compiled
+        return unit.after is not None and same_program(unit.config) not in self.compiled
 
     def peers(self, unit: Unit, stack: contextlib.ExitStack, leases: Leases) -> list[tuple[Unit, Held]]:
         """Units of the shape and length of `unit` that are ready, each held until `stack` ends: as many as fit."""
-        from scaling.engine.swarm import capacity, swarm_key
+        from scaling.engine.swarm import capacity
 
         found: list[tuple[Unit, Held]] = []
-        key, room = swarm_key(unit.config), capacity(unit.config) - 1
+        key, room = same_swarm(unit.config), capacity(unit.config) - 1
         for other in self.units:
-            alike = (other.config.steps, other.at) == (unit.config.steps, unit.at) and swarm_key(other.config) == key
+            alike = (other.config.steps, other.at) == (unit.config.steps, unit.at) and same_swarm(other.config) == key
             untried = self.attempts(other) == self.attempts(unit) == 0  # what failed in a swarm is tried alone
             if len(found) == room or not alike or not untried or other is unit or self.finished(other.run_id):
                 continue

@@ -12,6 +12,7 @@ from itertools import chain
 from models.config import ModelConfig
 from models.errors import InputError
 from models.sizing import counts, fit_d_ff
+from scaling.alike import same_but_horizon_and_rate
 from scaling.config import RunConfig
 from sweeps.define import Runs, union
 from sweeps.library.quickstart import BASE, model
@@ -72,8 +73,7 @@ def tuned(runs: Iterable[RunConfig], scale: float = 1.0) -> Runs:
     """
     groups: dict[RunConfig, list[RunConfig]] = {}
     for config in union(runs):
-        alike = dataclasses.replace(config, tokens=1, optim=dataclasses.replace(config.optim, lr=1.0))
-        groups.setdefault(alike, []).append(config)
+        groups.setdefault(same_but_horizon_and_rate(config), []).append(config)
     rated = {}
     for group in groups.values():
         middle = math.exp(sum(math.log(c.tokens) for c in group) / len(group))

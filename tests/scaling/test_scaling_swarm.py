@@ -7,11 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.config import ModelConfig
+from scaling.alike import same_swarm
 from scaling.config import DataConfig, OptimConfig, RunConfig
 from scaling.engine import swarm as swarm_module
 from scaling.engine.checkpoint import Checkpointer
 from scaling.engine.loop import Preempted, Sharing, train
-from scaling.engine.swarm import Member, swarm_key, train_swarm
+from scaling.engine.swarm import Member, train_swarm
 from scaling.result import read_result
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2)
@@ -117,6 +118,6 @@ def renamed(folder, tmp_path):
 
 
 def test_only_runs_of_one_shape_swarm(configs):
-    assert len({swarm_key(c) for c in configs}) == 1
+    assert len({same_swarm(c) for c in configs}) == 1
     for change in ({"batch_size": 4}, {"dtype": "bfloat16"}, {"optim": OptimConfig(b2=0.9)}):
-        assert swarm_key(dataclasses.replace(configs[0], **change)) != swarm_key(configs[0])
+        assert same_swarm(dataclasses.replace(configs[0], **change)) != same_swarm(configs[0])

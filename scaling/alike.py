@@ -1,0 +1,62 @@
+"""Which runs are alike, and in what: each function maps a configuration onto what it has in common with such runs.
+
+Equal images mean alike. What a field is set to, where it may differ, is of no meaning. tests/scaling/test_alike.py says
+for every field of a RunConfig in which of these it may differ. No JAX here.
+"""
+
+import dataclasses
+import functools
+
+from scaling.config import DataConfig, OptimConfig, RunConfig, ScheduleConfig
+from scaling.fields import replaced
+
+
+@functools.lru_cache(maxsize=65_536)
+def same_program(config: RunConfig) -> RunConfig:
+    """Runs that share their compiled programs, on the same devices and executed alike: equal in all but what only the
+    host reads, which is rates, schedule, weight decay, D, seeds, and the part of the corpus trained and validated on.
+    """
+    data = dataclasses.replace(config.data, seed=0, repeat=True, unique_tokens=0, valid_tokens=0)
+    return dataclasses.replace(same_swarm(config), data=data)
+
+
+def same_swarm(config: RunConfig) -> RunConfig:
+    """Runs that one program can train side by side: they differ in rates, schedule, D, seeds and data order."""
+    data = dataclasses.replace(config.data, seed=0, repeat=True)
+    optim, schedule = compiled_optim(config), ScheduleConfig()
+    return dataclasses.replace(config, tokens=1, seed=0, optim=optim, schedule=schedule, data=data)
+
+
+def compiled_optim(config: RunConfig) -> OptimConfig:
+    """The optimiser without what only the host's schedule reads, so that runs that differ in it share a program."""
+    return dataclasses.replace(config.optim, lr=1.0, weight_decay=0.0, decay="coupled")
+
+
+def same_trunk(config: RunConfig) -> RunConfig:
+    """Runs that may begin alike: all but the horizon and what the schedule does at its end."""
+    schedule = ScheduleConfig(warmup_tokens=config.schedule.warmup_tokens)
+    return replaced(config, {"tokens": 1, "schedule": schedule, "data.repeat": True})
+
+
+def same_but_horizon_and_rate(config: RunConfig) -> RunConfig:
+    """Runs that one learning rate is chosen for, whatever their horizon."""
+    return replaced(config, {"tokens": 1, "optim.lr": 1.0})
+
+
+@functools.lru_cache(maxsize=65_536)
+def same_speed(config: RunConfig) -> RunConfig:
+    """Runs whose steps take equally long: one model and batch, of one type, optimiser and objective."""
+    return RunConfig(
+        model=config.model,
+        data=DataConfig(seq_len=config.data.seq_len),
+        optim=OptimConfig(name=config.optim.name, options=config.optim.options),
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        objective=config.objective,
+    )
+
+
+def same_regime(config: RunConfig) -> str:
+    """Runs of which a speed measured at one size speaks for others near in size and batch."""
+    objective = "" if config.objective.name == "next_token" else f", {config.objective.name}"
+    return f"T {config.data.seq_len}, {config.dtype}, {config.optim.name}{objective}"
