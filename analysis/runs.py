@@ -13,9 +13,9 @@ from analysis.errors import InputError, nearest_or_all
 from analysis.tables import check_positive, named_once, numbers, read_table, rows_where
 
 # Looked for in this order where the column is not named; compared in lower case without blanks and punctuation.
-_N_NAMES = ("n", "params", "parameters", "nparams", "numparams", "modelsize", "ntotal", "nnonembedding")
-_D_NAMES = ("d", "tokens", "ntokens", "numtokens", "traintokens", "trainingtokens")
-_C_NAMES = ("flops", "flop", "trainflops", "trainingflops", "trainingflop", "compute", "c")
+N_NAMES = ("n", "params", "parameters", "nparams", "numparams", "modelsize", "ntotal", "nnonembedding")
+D_NAMES = ("d", "tokens", "ntokens", "numtokens", "traintokens", "trainingtokens")
+C_NAMES = ("flops", "flop", "trainflops", "trainingflops", "trainingflop", "compute", "c")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +117,9 @@ def read_runs(
         _named(frame, column, name, f"--input {name}=COLUMN")
     if inputs and not {"N", "D", "U"} & set(inputs):
         return _plain_runs(frame, inputs, loss_name, where, holdout, notes)
-    n_name = _column(frame, n_column, "N", "--n-column", ("n_compute",), _N_NAMES)
-    d_name = _column(frame, d_column, "D", "--d-column", ("tokens", "D"), _D_NAMES, required=False)
-    c_name = _column(frame, c_column, "C", "--c-column", ("flops",), _C_NAMES, required=False)
+    n_name = column_for(frame, n_column, "N", "--n-column", ("n_compute",), N_NAMES)
+    d_name = column_for(frame, d_column, "D", "--d-column", ("tokens", "D"), D_NAMES, required=False)
+    c_name = column_for(frame, c_column, "C", "--c-column", ("flops",), C_NAMES, required=False)
     if d_name is None and c_name is None:
         raise InputError(
             "no column for D: name it with --d-column, or the training FLOPs with --c-column"
@@ -256,7 +256,8 @@ def _named(frame, name, quantity, option):
     return name
 
 
-def _column(frame, name, quantity, option, preferred, common, required=True):
+def column_for(frame, name, quantity, option, preferred, common, required=True) -> str | None:
+    """The column of a quantity: the one named, the first preferred, or the only one of a common name."""
     if name is not None:
         return _named(frame, name, quantity, option)
     for wanted in preferred:

@@ -1,11 +1,11 @@
 """Rules from (N, D) to learning rate, batch, weight decay and warm-up: published ones, and our own from `scaling tune`.
 
 A rule is called with a RunConfig and gives it the settings of its N and D. Outside the range it was fitted on it warns,
-in one line. How rules are fitted: sweeps/tuning.py.
+in one line. How rules are fitted: analysis/tuning/rule.py, from which they come as plain data.
 """
 
 import dataclasses
-import json
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import Any
 from models.errors import InputError, did_you_mean
 from models.sizing import flops_per_token
 from scaling.config import RunConfig
-from scaling.folder import read_json, write_atomically
+from scaling.folder import read_json
 
 FAR = 10.0  # how far outside its range a rule of our own may be used in silence: to be used above it is its purpose
 
@@ -193,21 +193,31 @@ def warn_outside(rule: str, values: dict[str, tuple[float, tuple[float, float]]]
 KINDS = {"power": PowerRule, "grid": GridRule}
 
 
-def save_rule(rule: PowerRule | GridRule, path: Path | str, provenance: dict[str, Any]) -> None:
-    """Writes the rule and where it comes from, as JSON, for `load_rule`."""
-    kind = next(name for name, made in KINDS.items() if isinstance(rule, made))
-    record = {"rule": kind, **dataclasses.asdict(rule), "provenance": provenance}
-    write_atomically(Path(path), json.dumps(record, indent=1, allow_nan=False) + "\n")
-
-
 def load_rule(path: Path | str) -> PowerRule | GridRule:
     """The rule in a file that `scaling tune --out` wrote. Raises InputError where it is none."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"rule {str(path)!r}: no such file; scaling tune DIR --out FILE writes one")
-    record = read_json(path)
-    made = KINDS.get(record.get("rule"))
-    fields = [f.name for f in dataclasses.fields(made)] if made else []
-    if made is None or any(name not in record for name in fields):
-        raise InputError(f"{path}: holds no rule of scaling tune; write it again with scaling tune DIR --out {path}")
-    return made(**{n: tuple(record[n]) if isinstance(record[n], list) else record[n] for n in fields})
+    try:
+        return rule_of(read_json(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: holds no rule of scaling tune; write it again with scaling tune DIR --out {path}"
+        ) from error
+
+
+def rule_of(record: dict[str, Any]) -> PowerRule | GridRule:
+    """The rule that `analysis.tuning` gives as plain data. Raises KeyError, TypeError, ValueError where it is none."""
+    made = KINDS[record["rule"]]
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(made):
+        value = record[field.name]
+        if field.name.endswith("_range"):
+            low, high = map(float, value)
+            values[field.name] = (low, high)
+        else:
+            values[field.name] = int(value) if field.name == "batch_size" else float(value)
+        parts = values[field.name] if field.name.endswith("_range") else (values[field.name],)
+        if not all(map(math.isfinite, parts)):
+            raise ValueError(f"{field.name} = {value!r}")
+    return made(**values)

@@ -10,11 +10,12 @@ from analysis.files import inside, write_bytes, write_text
 from analysis.report.findings import Findings
 from analysis.report.page import text_report, write_report
 from analysis.report.plots import figures_of, to_png
+from analysis.tuning.health import health_line, health_text
 from models.errors import InputError
 from scaling.folder import read_json
 from scaling.result import read_result
 from sweeps.cost import duration
-from sweeps.health import coordinates_text, health, health_line, health_text
+from sweeps.health import coordinates_text, health
 from sweeps.launch.local import seconds_of
 from sweeps.table import run_folders
 

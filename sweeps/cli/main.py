@@ -13,7 +13,7 @@ from analysis.errors import InputError as AnalysisInputError
 from analysis.text import printable
 from models.errors import InputError, did_you_mean
 from scaling.exit_codes import BAD_INPUT, DONE, FAILED, PREEMPTED
-from sweeps.cli import bench, curves, fit, predict, report, validate
+from sweeps.cli import bench, curves, fit, predict, report, tuning, validate
 from sweeps.cli import sweep as sweep_commands
 from sweeps.cli.parse import Parser, add_execution, as_text, command, fail, metavar, number, positive, reader, whole
 
@@ -236,8 +236,8 @@ COMMANDS = {
     "sweep": (sweep_commands.cmd_sweep, "train a sweep over N and D"),
     "status": (sweep_commands.cmd_status, "how a sweep stands"),
     "plan-memory": (cmd_plan_memory, "bytes per device of a run on a mesh"),
-    "tune": (sweep_commands.cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),
-    "health": (sweep_commands.cmd_health, "was each size of a sweep well tuned"),
+    "tune": (tuning.cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),
+    "health": (tuning.cmd_health, "was each size of a sweep well tuned"),
     "fit": (fit.cmd_fit, "fit a scaling law to runs or to a table"),
     "predict": (predict.cmd_predict, "the loss at N and D, with an interval"),
     "allocate": (predict.cmd_allocate, "compute-optimal N and D for a budget"),

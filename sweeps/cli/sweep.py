@@ -1,4 +1,4 @@
-"""Commands that train sweeps and look after them: sweep, status, tune, health."""
+"""Commands that train sweeps and look after them: sweep, status."""
 
 import argparse
 import dataclasses
@@ -155,73 +155,6 @@ def cmd_status(argv: list[str]) -> int:
         return 0
     status = sweep_status(args.folder)
     print(json.dumps(status, indent=1) if args.json else status_text(status))
-    return 0
-
-
-def cmd_tune(argv: list[str]) -> int:
-    parser = command(
-        "tune",
-        "scaling tune runs/quickstart_tuning --out rule.json",
-        "Fit a rule for learning rate and batch through the optima of a sweep over optim.lr (and batch_size).",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the rule, for sweeps.hyperparameters.load_rule")
-    parser.add_argument("--parametrization", metavar="NAME", help="only its runs; by default each is tuned by itself")
-    args = parser.parse_args(argv)
-
-    from sweeps.table import table
-    from sweeps.tuning import parts, save, tune
-
-    found = parts(table(args.folder))
-    if args.parametrization:
-        if args.parametrization not in found:
-            fail(f"--parametrization {args.parametrization}: expected one of {', '.join(found)}")
-        found = {args.parametrization: found[args.parametrization]}
-    if args.out and len(found) > 1:
-        fail(f"--out {args.out}: {len(found)} rules, one a parametrisation; choose with --parametrization")
-    failed = 0
-    for name, runs in found.items():
-        try:
-            tuned = tune(runs, args.folder.name)
-            print(f"{name}:\n{tuned.text}\n" if len(found) > 1 else tuned.text)
-        except InputError as error:
-            failed += 1
-            if failed == len(found):
-                raise
-            print(f"{name}:\nnote: {error}\n")
-    if args.out:
-        save(tuned, args.out)
-        print(f"rule: {args.out}")
-    return 0
-
-
-def cmd_health(argv: list[str]) -> int:
-    parser = command(
-        "health",
-        "scaling health runs/quickstart",
-        "Was each size of a sweep well tuned? Learning-rate grids, collapse of loss curves, and a verdict per size.",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--coordinates", action="store_true", help="train ten steps of each size: the coordinate check")
-    parser.add_argument(
-        "--allow-hook",
-        action="append",
-        default=[],
-        metavar="MODULE:FUNCTION",
-        help="an optimiser that a run of the folder names, which --coordinates may import and call",
-    )
-    args = parser.parse_args(argv)
-
-    from sweeps.health import coordinates, coordinates_text, health, health_text
-
-    print(health_text(health(args.folder)))
-    if args.coordinates:
-        from scaling.engine.runtime import set_up_jax
-
-        set_up_jax()
-        coordinates(args.folder, args.allow_hook)
-    if said := coordinates_text(args.folder):
-        print(said)
     return 0
 
 

@@ -5,7 +5,9 @@ batches too, a quadratic in (log lr, log batch) with the confidence ellipse of i
 its grid is an error: it is shown and not used.
 """
 
+import contextlib
 import importlib.metadata
+import json
 import math
 import platform
 from dataclasses import dataclass
@@ -16,9 +18,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.errors import InputError
+from analysis.files import write_text
 from analysis.text import text_table
-from models.errors import InputError
-from sweeps.hyperparameters import GridRule, PowerRule, save_rule
 
 LEVEL = 0.9  # of the ellipses
 WINDOW = 4.2  # the quadratic is fitted within this factor of the best run, in lr and batch: two steps of a x2 grid
@@ -26,9 +28,13 @@ WINDOW = 4.2  # the quadratic is fitted within this factor of the best run, in l
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a tuning sweep says. `rule` is the one later sweeps should use; `text` shows how it came about."""
+    """What a tuning sweep says. `rule` is the one later sweeps should use; `text` shows how it came about.
 
-    rule: PowerRule | GridRule
+    A rule is plain data: {"rule": "power", c, p, q, batch_size, n_range, d_range} for lr = c (N / 1e5)^p (D / 1e6)^q at
+    one batch, or {"rule": "grid", c, p, q, b, r, n_range, d_range} with a batch of b (D / 1e6)^r tokens.
+    """
+
+    rule: dict[str, Any]
     text: str
     provenance: dict[str, Any]
 
@@ -101,12 +107,12 @@ def ellipses(frame: pd.DataFrame) -> list[Ellipse]:
     done = with_cells(frame)
     done = done.assign(batch=done["batch_size"] * done.get("seq_len", 1))
     done = done.groupby(["n_compute", "cell_tokens", "batch", "lr"], as_index=False)["loss"].mean()
-    found = []
+    grids = []
     for (n, d), cell in done.groupby(["n_compute", "cell_tokens"]):
         if cell["lr"].nunique() >= 3 and cell["batch"].nunique() >= 3:
             values = (cell[k].to_numpy(float) for k in ("lr", "batch", "loss"))
-            found.append(ellipse(*values, float(n), float(d)))
-    return found
+            grids.append(ellipse(*values, float(n), float(d)))
+    return grids
 
 
 def with_cells(frame: pd.DataFrame) -> pd.DataFrame:
@@ -124,12 +130,12 @@ def parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return dict(tuple(frame.groupby("parametrization")))
 
 
-def fit_grid_rule(found: list[Ellipse]) -> tuple[GridRule, dict[str, float]]:
+def fit_grid_rule(grids: list[Ellipse]) -> tuple[dict[str, Any], dict[str, float]]:
     """(rule, scatter of log lr and of log batch about it) through the optima inside their grids.
 
     Raises InputError where fewer than three are, or all at one size.
     """
-    used = [e for e in found if not e.problem]
+    used = [e for e in grids if not e.problem]
     n, d = np.array([e.n for e in used]), np.array([e.d for e in used])
     if len(used) < 3 or len(set(n)) < 2:
         raise InputError(
@@ -137,15 +143,15 @@ def fit_grid_rule(found: list[Ellipse]) -> tuple[GridRule, dict[str, float]]:
         )
     lr, lr_scatter = line(np.log([e.lr for e in used]), n, d)
     batch, batch_scatter = line(np.log([e.batch for e in used]), np.full(len(used), 1e5), d)
-    rule = GridRule(
-        c=float(np.exp(lr[0])),
-        p=lr[1],
-        q=lr[2],
-        b=float(np.exp(batch[0])),
-        r=batch[2],
-        n_range=(float(n.min()), float(n.max())),
-        d_range=(float(d.min()), float(d.max())),
-    )
+    rule = {
+        "rule": "grid",
+        "c": float(np.exp(lr[0])),
+        "p": lr[1],
+        "q": lr[2],
+        "b": float(np.exp(batch[0])),
+        "r": batch[2],
+    }
+    rule |= {"n_range": [float(n.min()), float(n.max())], "d_range": [float(d.min()), float(d.max())]}
     return rule, {"lr": lr_scatter, "batch": batch_scatter}
 
 
@@ -156,8 +162,8 @@ def line(y: np.ndarray, n: np.ndarray, d: np.ndarray) -> tuple[tuple[float, floa
     design = np.stack(list(columns.values()), axis=1)
     solution, *_ = np.linalg.lstsq(design, y, rcond=None)
     scatter = math.sqrt(float(np.sum((y - design @ solution) ** 2)) / max(1, len(y) - len(solution)))
-    found = dict(zip(columns, map(float, solution), strict=True))
-    return (found[0], found.get(1, 0.0), found.get(2, 0.0)), scatter
+    by_column = dict(zip(columns, map(float, solution), strict=True))
+    return (by_column[0], by_column.get(1, 0.0), by_column.get(2, 0.0)), scatter
 
 
 def optimum(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, bool]:
@@ -180,7 +186,7 @@ def optimum(lr: np.ndarray, loss: np.ndarray) -> tuple[float, float, bool]:
 def optima(frame: pd.DataFrame) -> pd.DataFrame:
     """A row for each (N, D, batch) of a tuning sweep: best lr, the loss there, whether the optimum is inside the grid.
 
-    frame: a table of runs (sweeps.table). Runs of several seeds are averaged; diverged runs are left out.
+    frame: of `tuning_table`. Runs of several seeds are averaged; diverged runs are left out.
     """
     cells = with_cells(frame).groupby(["n_compute", "cell_tokens", "batch_size", "lr"], as_index=False)["loss"].mean()
     rows = []
@@ -190,28 +196,29 @@ def optima(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def fit_rule(frame: pd.DataFrame) -> tuple[PowerRule, pd.DataFrame, float]:
+def fit_rule(frame: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame, float]:
     """(rule, optima, scatter of log lr about it). The batch is the one with the least mean excess of
     the loss over the (N, D) at which most batches were tried; the rule then goes through all optima at that batch.
 
     Raises InputError where fewer than three optima lie inside their grid of learning rates.
     """
-    found = optima(frame)
-    best = found.groupby(["n", "d"])["loss"].transform("min")
-    found["excess"] = found["loss"] / best - 1
-    tried = found.groupby(["n", "d"])["batch_size"].transform("count")
-    by_batch = found[tried == tried.max()].groupby("batch_size")["excess"].agg(["mean", "count"])
+    table = optima(frame)
+    best = table.groupby(["n", "d"])["loss"].transform("min")
+    table["excess"] = table["loss"] / best - 1
+    tried = table.groupby(["n", "d"])["batch_size"].transform("count")
+    by_batch = table[tried == tried.max()].groupby("batch_size")["excess"].agg(["mean", "count"])
     complete = by_batch[by_batch["count"] == by_batch["count"].max()]
     batch = int(complete["mean"].idxmin())
-    used = found[(found["batch_size"] == batch) & found["inside"]]
+    used = table[(table["batch_size"] == batch) & table["inside"]]
     if len(used) < 3 or len(set(used["n"])) < 2:
         raise InputError(
             f"optim.lr: only {len(used)} optima lie inside the grid at batch {batch}; widen the grid of learning rates "
             "or train more sizes"
         )
     (c, p, q), scatter = line(np.log(used["lr"].to_numpy()), used["n"].to_numpy(), used["d"].to_numpy())
-    ranges = [(float(used[k].min()), float(used[k].max())) for k in ("n", "d")]
-    return PowerRule(math.exp(c), p, q, batch, *ranges), found, scatter
+    rule = {"rule": "power", "c": math.exp(c), "p": p, "q": q, "batch_size": batch}
+    rule |= {f"{k}_range": [float(used[k].min()), float(used[k].max())] for k in ("n", "d")}
+    return rule, table, scatter
 
 
 def tune(frame: pd.DataFrame, sweep: str = "") -> Tuned:
@@ -221,7 +228,7 @@ def tune(frame: pd.DataFrame, sweep: str = "") -> Tuned:
     """
     if len(several := parts(frame)) > 1:
         raise InputError(f"runs of {len(several)} parametrisations ({', '.join(several)}): each has a rule of its own")
-    found = ellipses(frame)
+    grids = ellipses(frame)
     texts, rules, errors = [], [], []
     try:
         rule, table, scatter = fit_rule(frame)
@@ -229,12 +236,12 @@ def tune(frame: pd.DataFrame, sweep: str = "") -> Tuned:
         rules.append((rule, {"scatter_log_lr": scatter, "optima": table.to_dict("records")}))
     except InputError as error:
         errors.append(error)
-    if found:
-        texts.append(ellipse_text(found))
+    if grids:
+        texts.append(ellipse_text(grids))
         try:
-            rule, scatters = fit_grid_rule(found)
+            rule, scatters = fit_grid_rule(grids)
             texts.append(grid_text(rule, scatters))
-            kept = [{k: v for k, v in vars(e).items() if k != "covariance"} for e in found]
+            kept = [{k: v for k, v in vars(e).items() if k != "covariance"} for e in grids]
             kept = [{k: None if v == math.inf else v for k, v in e.items()} for e in kept]
             rules.append((rule, {f"scatter_log_{k}": v for k, v in scatters.items()} | {"optima": kept}))
         except InputError as error:
@@ -249,59 +256,61 @@ def tune(frame: pd.DataFrame, sweep: str = "") -> Tuned:
 def provenance(frame: pd.DataFrame, sweep: str) -> dict[str, Any]:
     """Which runs a rule comes from, on what data, and by which versions."""
     done = frame[frame["status"] == "finished"]
-    made: dict[str, Any] = {"sweep": sweep, "runs": sorted(done["run"]) if "run" in done else len(done)}
+    record: dict[str, Any] = {"sweep": sweep, "runs": sorted(done["run"]) if "run" in done else len(done)}
     columns = ("source", "tokenizer", "corpus", "parametrization", "schedule", "seq_len", "weight_decay", "b2", "dtype")
     for column in (*columns, "seed"):
         if column in done:
-            made[column] = sorted(set(done[column].dropna().tolist()))
-    packages = ("jax", "flax", "optax", "numpy", "scipy")
-    return made | {
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages}
-    }
+            record[column] = sorted(set(done[column].dropna().tolist()))
+    versions = {"python": platform.python_version()}
+    for package in ("jax", "flax", "optax", "numpy", "scipy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # runs of other training code need no JAX
+            versions[package] = importlib.metadata.version(package)
+    return record | {"versions": versions}
 
 
-def save(tuned: Tuned, path: Path) -> None:
-    save_rule(tuned.rule, path, tuned.provenance)
+def save(tuned: Tuned, path: Path | str) -> None:
+    """Writes the rule and where it comes from, for `sweeps.hyperparameters.load_rule`."""
+    write_text(path, json.dumps(tuned.rule | {"provenance": tuned.provenance}, indent=1, allow_nan=False) + "\n")
 
 
-def ellipse_text(found: list[Ellipse]) -> str:
+def ellipse_text(grids: list[Ellipse]) -> str:
     rows = [["N", "D", "best lr", f"{LEVEL:.0%} region", "best batch", f"{LEVEL:.0%} region", "loss", ""]]
-    for e in found:
+    for e in grids:
         within = [f"x/ {f:.2f}" if f < 1e3 else "-" for f in (e.lr_factor, e.batch_factor)]
         cells = [f"{e.n:,.0f}", f"{e.d:,.0f}", f"{e.lr:.4g}", within[0], f"{e.batch:,.0f}", within[1]]
         rows.append([*cells, f"{e.loss:.4f}", e.problem])
     return text_table(rows)
 
 
-def grid_text(rule: GridRule, scatter: dict[str, float]) -> str:
+def grid_text(rule: dict[str, Any], scatter: dict[str, float]) -> str:
     return (
-        f"rule: lr = {rule.c:.4g} (N/1e5)^{rule.p:.3f} (D/1e6)^{rule.q:.3f}, "
-        f"batch = {rule.b:,.0f} (D/1e6)^{rule.r:.3f} tokens; "
+        f"rule: lr = {rule['c']:.4g} (N/1e5)^{rule['p']:.3f} (D/1e6)^{rule['q']:.3f}, "
+        f"batch = {rule['b']:,.0f} (D/1e6)^{rule['r']:.3f} tokens; "
         f"scatter of the optima about it: lr x{math.exp(scatter['lr']):.2f}, "
         f"batch x{math.exp(scatter['batch']):.2f}"
     )
 
 
-def power_text(rule: PowerRule, found: pd.DataFrame, scatter: float) -> str:
+def power_text(rule: dict[str, Any], table: pd.DataFrame, scatter: float) -> str:
     """The optima by learning rate alone and the rule through those at the best batch, to be read and pasted."""
     rows = [["N", "D", "batch", "best lr", "loss", "over the best batch", ""]]
     rows += [
         [
             f"{r.n:,.0f}",
             f"{r.d:,.0f}",
-            f"{r.batch_size}",
+            f"{r.batch_size:g}",
             f"{r.lr:.4g}",
             f"{r.loss:.4f}",
             f"{100 * r.excess:+.2f} %",
             "" if r.inside else "edge of the grid: not used",
         ]
-        for r in found.itertuples()
+        for r in table.itertuples()
     ]
     return (
         f"{text_table(rows)}\n"
-        f"rule: lr = {rule.c:.4g} (N/1e5)^{rule.p:.3f} (D/1e6)^{rule.q:.3f} at batch {rule.batch_size}; "
+        f"rule: lr = {rule['c']:.4g} (N/1e5)^{rule['p']:.3f} (D/1e6)^{rule['q']:.3f} at batch {rule['batch_size']}; "
         f"scatter of the optima about it: x{math.exp(scatter):.2f}\n"
-        f"PowerRule(c={rule.c:.4g}, p={rule.p:.3f}, q={rule.q:.3f}, batch_size={rule.batch_size}, "
-        f"n_range=({rule.n_range[0]:.4g}, {rule.n_range[1]:.4g}), "
-        f"d_range=({rule.d_range[0]:.4g}, {rule.d_range[1]:.4g}))"
+        f"PowerRule(c={rule['c']:.4g}, p={rule['p']:.3f}, q={rule['q']:.3f}, batch_size={rule['batch_size']}, "
+        f"n_range=({rule['n_range'][0]:.4g}, {rule['n_range'][1]:.4g}), "
+        f"d_range=({rule['d_range'][0]:.4g}, {rule['d_range'][1]:.4g}))"
     )
