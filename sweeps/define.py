@@ -30,6 +30,8 @@ from models.errors import InputError, did_you_mean
 from models.sizing import flops_per_token, for_size
 from scaling.config import RunConfig
 from scaling.fields import from_plain, leaves, parts, replaced, value_at
+from scaling.folder import write_atomically
+from scaling.provenance import digest
 
 Runs = tuple[RunConfig, ...]
 Rule = Callable[[RunConfig], RunConfig]
@@ -43,6 +45,7 @@ class Sweep:
     runs: Runs
     holdout: str | None = None  #: a pandas expression over the columns of the table of runs
     law: str = "auto"
+    definition: Path | None = None  #: the file that it was loaded from, kept beside the runs
 
     def __post_init__(self) -> None:
         runs = union(self.runs)
@@ -302,7 +305,16 @@ def load_sweep(name: str, dial: float | None = None) -> tuple[str, Sweep]:
         sys.path.remove(beside)
     if not isinstance(sweep, Sweep):
         raise InputError(f"sweep file {name!r}: sweep() returned {type(sweep).__name__}, expected a Sweep")
-    return short, sweep
+    return short, dataclasses.replace(sweep, definition=Path(module.__file__))
+
+
+def keep_definition(sweep: Sweep, folder: Path) -> dict[str, Any]:
+    """Copies the definition's file to definition.py in a sweep's folder; its name and digest, for sweep.json."""
+    if sweep.definition is None:
+        return {}
+    content = sweep.definition.read_bytes()
+    write_atomically(folder / "definition.py", content.decode(errors="replace"))
+    return {"definition": {"file": sweep.definition.name, "digest": digest(content)}}
 
 
 def library() -> list[str]:

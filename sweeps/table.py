@@ -40,29 +40,40 @@ def run_folders(folder: Path) -> list[Path]:
     return found
 
 
-def table(folder: Path | str) -> pd.DataFrame:
-    """The runs of a folder that have begun, cheapest first. `status`: finished, diverged, failed, running, unfinished.
+def table(*folders: Path | str) -> pd.DataFrame:
+    """The runs in the folders that have begun, cheapest first. `status`: finished, diverged, failed, running or
+    unfinished.
 
     `loss` is missing unless finished. `trunk`: the run that made its first steps, itself where it did not branch, so
-    runs of one trunk share noise. But for EXECUTED, nothing in it depends on when or where a run was trained.
+    runs of one trunk share noise. With what a run was made (`RunResult.where`: commit, device, versions) is a column
+    where the runs differ in it. But for these and EXECUTED, nothing depends on when or where a run was trained.
+    Of several folders: `sweep` says which a run is from; a run that is in two is taken where it is finished.
     Raises InputError, naming the file, for a damaged run folder, or where runs saw two versions of a corpus.
     """
-    rows = [row(path) for path in run_folders(Path(folder))]
-    frame = pd.DataFrame([r for r in rows if r is not None], columns=list(planned_row(RunConfig())))
-    trunks = dict(zip(frame["run"], frame["trunk"], strict=True))
-    frame["trunk"] = [first_of(run, trunks) for run in trunks]
+    rows: dict[str, dict] = {}
+    for folder in map(Path, folders):
+        for path in run_folders(folder):
+            found = row(path)
+            if found is not None and rows.get(found["run"], {}).get("status") != "finished":
+                rows[found["run"]] = found | {"sweep": folder.name}
+    columns = list(planned_row(RunConfig())) + (["sweep"] if len(folders) > 1 else [])
+    made = [found["where"] for found in rows.values() if found["where"]]
+    columns += [name for name in {k: None for m in made for k in m} if len({m.get(name) for m in made}) > 1]
+    frame = pd.DataFrame([found["where"] | found for found in rows.values()], columns=columns)
+    trunks = {run: found["trunk"] for run, found in rows.items()}
+    frame["trunk"] = [first_of(run, trunks) for run in rows]
     for (source, _), runs in frame.groupby(["source", "tokenizer"]):
         versions = runs["corpus"].dropna().unique()
         if len(versions) > 1:
             raise InputError(
-                f"{folder}: runs on {len(versions)} versions of the corpus {source!r} ({', '.join(versions)}); "
-                "their losses do not compare; move the older ones away"
+                f"{', '.join(map(str, folders))}: runs on {len(versions)} versions of the corpus {source!r} "
+                f"({', '.join(versions)}); their losses do not compare; move the older ones away"
             )
     return frame.sort_values(["flops", "run"], kind="stable").reset_index(drop=True)
 
 
 def row(folder: Path) -> dict | None:
-    """One run's row; None for a run of a sweep that has not been begun."""
+    """One run's row, and `where` of its result; None for a run of a sweep that has not been begun."""
     if not (folder / "config.json").exists():
         if folder.exists() and any(folder.glob("result.json")):
             raise InputError(f"{folder}: has a result but no config.json; move the folder away and launch again")
@@ -71,8 +82,8 @@ def row(folder: Path) -> dict | None:
     if result is not None and result.run != config.run_id:
         raise InputError(f"{folder}: result.json is not of this config; move the folder away and launch again")
     if result is None:
-        return planned_row(config) | {"status": unfinished_status(folder)}
-    return planned_row(config) | result_columns(result)
+        return planned_row(config) | {"status": unfinished_status(folder), "where": {}}
+    return planned_row(config) | result_columns(result) | {"where": result.where}
 
 
 def planned_row(config: RunConfig) -> dict:

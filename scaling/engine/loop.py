@@ -9,7 +9,6 @@ import functools
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -38,6 +37,7 @@ from scaling.engine.sharding import batch_sharding, check_mesh, make_mesh, repli
 from scaling.engine.tracking import check_sinks, open_sinks
 from scaling.execution import Execution
 from scaling.folder import check_run_folder, open_run, read_json, write_atomically
+from scaling.provenance import software
 from scaling.result import RunResult, read_result, result_of
 from scaling.trust import check_links
 
@@ -382,8 +382,7 @@ class Run:
             diverged_at_step=diverged_at_step,
             timing=timing,
             where={
-                "jax": jax.__version__,
-                "python": platform.python_version(),
+                **software(),
                 "device": jax.devices()[0].device_kind,
                 "devices": self.mesh.size,
                 "processes": jax.process_count(),

@@ -32,7 +32,7 @@ from scaling.folder import check_run_folder, holds_only, read_json, write_atomic
 from scaling.result import read_result
 from scaling.trust import check_sweep_links, hooks, open_log
 from sweeps.cost import remember_speed
-from sweeps.define import Sweep
+from sweeps.define import Sweep, keep_definition
 from sweeps.launch.engine import worker_command
 from sweeps.launch.worker import ATTEMPTS, Queue
 from sweeps.plan import Unit, plan_in, read_plan, write_plan
@@ -85,6 +85,7 @@ def prepare(name: str, sweep: Sweep, folder: Path) -> None:
         "runs": [config.run_id for config in sweep.runs],
     }
     folder.mkdir(parents=True, exist_ok=True)
+    description |= keep_definition(sweep, folder)
     write_atomically(folder / "sweep.json", json.dumps(description, indent=1) + "\n")
     (folder / "runs").mkdir(exist_ok=True)
 
