@@ -178,9 +178,6 @@ def _finished(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """(the rows whose status is "finished", all where there is no status; a note on the others)."""
     if not len(frame):
         raise InputError("the table of runs is empty: no rows to fit")
-    if "trunk" in frame.columns:  # a run without a trunk shares its noise with no other
-        alone = pd.Series([f"row {i}" for i in range(len(frame))], frame.index)
-        frame = frame.assign(trunk=frame["trunk"].astype(object).where(frame["trunk"].notna(), alone))
     if "status" not in frame.columns:
         return frame, []
     status = frame["status"].astype("string").str.strip().fillna("").replace("", "blank")

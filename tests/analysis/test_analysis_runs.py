@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,11 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import analysis.errors
+import models.errors
 from analysis.errors import InputError
+from analysis.files import inside, write_text
 from analysis.fitting.fit import fit
 from analysis.fitting.saved import load_fit
 from analysis.report.findings import analyse
 from analysis.runs import read_runs
+from analysis.tables import pool
 
 
 def table(**changes) -> pd.DataFrame:
@@ -156,3 +161,97 @@ def test_nothing_here_imports_jax_or_other_rooms():
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".csv", "n_compute,tokens,loss\n"),
+        (".csv", "n_compute;tokens;loss\n"),
+        (".txt", "n_compute\ttokens\tloss\n"),
+        (".tsv", "n_compute\ttokens\tloss\n"),
+        (".csv", "\ufeffn_compute , tokens, loss\n"),
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path, suffix, text):
+    """Semicolons, tabs, a byte-order mark, blanks in the head, thousands separators, decimal commas."""
+    separator = next(mark for mark in ";\t," if mark in text)
+    rows = [("1,000,000", "20,000,000", "3.5"), ("2,000,000", "40,000,000", "3.1"), ("500,000", "10,000,000", "3.9")]
+    quote = '"' if separator == "," else ""
+    for n, d, loss in rows:
+        loss = loss.replace(".", ",") if separator == ";" else loss
+        text += separator.join((f"{quote}{n}{quote}", f"{quote}{d}{quote}", loss)) + "\n"
+    path = tmp_path / f"runs{suffix}"
+    path.write_text(text)
+    runs = read_runs(path)
+    assert runs.n.tolist() == [1e6, 2e6, 5e5]
+    assert runs.d.tolist() == [2e7, 4e7, 1e7]
+    assert runs.loss.tolist() == [3.5, 3.1, 3.9]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0, "three", ""])
+@pytest.mark.parametrize("column", ["loss", "n_compute", "tokens"])
+def test_the_remedy_that_an_error_names_works(column, value):
+    """Failure would mean: a user who does as told meets the next error."""
+    frame = table().astype({column: object})
+    frame.loc[5, column] = value
+    remedy = re.search(r"--where '(.*)'", message(lambda: read_runs(frame))).group(1)
+    assert len(read_runs(frame, where=remedy)) == 15
+
+
+def test_where_on_a_column_of_words():
+    frame = table(optim=["adamw", "muon"] * 8)
+    assert len(read_runs(frame, where="optim == 'muon'")) == 8
+    assert len(read_runs(frame, where="optim in ['muon', 'lion'] and loss < 99")) == 8
+
+
+def test_a_blank_status_is_not_finished():
+    frame = table(status=["finished"] * 8 + [None, "", " ", "failed", "Finished ", np.nan, "x", "finished"])
+    runs = read_runs(frame)
+    assert len(runs) == 10
+    assert "blank" in message(lambda: read_runs(table(status=[None] * 16)))
+
+
+def test_flops_far_from_6nd_are_asked_about():
+    """A wrong unit and permuted rows; counted FLOPs within a factor of ten pass."""
+    honest = table()["flops"]
+    assert read_runs(table(flops=1.4 * honest)).notes == ()
+    assert "1e-18 times 6ND" in " ".join(read_runs(table(flops=honest / 1e18)).notes)
+    shuffled = honest.sample(frac=1, random_state=0).to_numpy()
+    assert "permuted" in " ".join(read_runs(table(flops=shuffled)).notes)
+
+
+def test_tables_are_pooled(tmp_path):
+    both = pool({"a": table(run=[f"a{i}" for i in range(16)]), "b": table(run=[f"b{i}" for i in range(16)])})
+    assert len(both) == 32
+    assert both["from"].tolist() == ["a"] * 16 + ["b"] * 16
+    assert len(pool({"a": both, "b": both})) == 32, "the same run counts once"
+    text = message(lambda: pool({"a": table(tokenizer="bytes"), "b": table(tokenizer="bpe")}))
+    assert "do not compare" in text
+    assert "twice" in message(lambda: read_runs(pd.concat([table(), table()[["loss"]]], axis=1)))
+
+
+def test_no_suggestion_is_the_word_itself():
+    for did_you_mean in (analysis.errors.did_you_mean, models.errors.did_you_mean):
+        assert did_you_mean("loss", ["loss", "los"]) == ", did you mean 'los'?"
+        assert did_you_mean("loss", ["loss"]) == ""
+        assert did_you_mean("Lose", ["loss", "tokens"]) == ", did you mean 'loss'?"
+
+
+def test_a_write_replaces_a_link_and_stays_inside(tmp_path):
+    """Failure would mean: a report on a folder from someone else overwrites a file elsewhere."""
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    outside.mkdir()
+    folder.mkdir()
+    (outside / "a.txt").write_text("precious")
+    (folder / "a.txt").symlink_to(outside / "a.txt")
+    write_text(inside(folder, "a.txt"), "new")
+    assert (outside / "a.txt").read_text() == "precious"
+    assert (folder / "a.txt").read_text() == "new"
+    assert not (folder / "a.txt").is_symlink()
+    for target in (outside, tmp_path / "nowhere", folder / "loop"):
+        (folder / "loop").unlink(missing_ok=True)
+        (folder / "loop").symlink_to(target)
+        assert "loop" in message(lambda: write_text(inside(folder, "loop", "b.txt"), "new"))
+    assert sorted(path.name for path in outside.iterdir()) == ["a.txt"]
+    assert not (tmp_path / "nowhere").exists()
