@@ -56,6 +56,16 @@ def plain(
     return jnp.concatenate(outs, axis=2).transpose(0, 2, 1, 3, 4)
 
 
+def cached_attention(q_BTGJK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    """out_BTGJK: each query over the slots up to its own position."""
+    S, K = k_BSGK.shape[1], k_BSGK.shape[-1]
+    q_BTGJK = (q_BTGJK * K**-0.5).astype(q_BTGJK.dtype)
+    logits_BGJTS = jnp.einsum("btgjk,bsgk->bgjts", q_BTGJK, k_BSGK).astype(jnp.float32)
+    seen_BTS = jnp.arange(S) <= positions_BT[..., None]
+    weights_BGJTS = jax.nn.softmax(jnp.where(seen_BTS[:, None, None], logits_BGJTS, MASKED), axis=-1)
+    return jnp.einsum("bgjts,bsgk->btgjk", weights_BGJTS.astype(v_BSGK.dtype), v_BSGK)
+
+
 def fused(q_BTGJK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, implementation: str | None) -> jax.Array:
     """`jax.nn.dot_product_attention`: with "cudnn", NVIDIA's fused kernel (bfloat16 or float16, T even)."""
     B, T, G, J, K = q_BTGJK.shape

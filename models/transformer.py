@@ -5,19 +5,19 @@ weight arrays of their own whether they are computed unrolled or in a scan, so t
 checkpoints are the same for both. Nothing here knows a mesh: every parameter carries logical axis names,
 `scaling/engine/sharding.py` maps those onto devices, and how things are computed stands in an `Implementation`.
 
-Letters: B batch, T time, D model width, F feed-forward width, H query heads, G key/value heads, J query heads per
-key/value head, K head width, V vocabulary, L layers.
+Letters: B batch, T time, S slots of a cache, D model width, F feed-forward width, H query heads, G key/value heads,
+J query heads per key/value head, K head width, V vocabulary, L layers.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.attention import causal_attention
+from models.attention import cached_attention, causal_attention
 from models.config import ModelConfig
 from models.implementation import Implementation
 from models.loss import head_loss, token_losses
@@ -29,76 +29,103 @@ DEFAULT = Implementation()
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
+class Cache(NamedTuple):
+    """What earlier positions left for later ones: slot s of every layer's keys and values holds position s."""
+
+    layers: tuple[tuple[jax.Array, jax.Array], ...]  #: L of (k_BSGK, v_BSGK), S slots each
+    length_B: jax.Array  #: slots filled, int32: the next position
+
+
 class Transformer(nn.Module):
-    """tokens_BT (int32) -> logits_BTV (float32). Products run in `dtype`, parameters and norms stay float32."""
+    """tokens_BT (int32), or x_BTD in place of their embedding -> logits_BTV (float32).
+
+    Products run in `dtype`, parameters and norms stay float32. Without a cache each position attends to those before
+    it in the input, and positions are 0 .. T-1 unless given (positions_T or positions_BT, int32). With one, the
+    input's keys and values are written to the slots of their positions, by default the next T, and each attends to all
+    slots up to its own: the logits are those of one pass over all that the cache has seen. The new cache comes back.
+    """
 
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
     how: Implementation = DEFAULT
 
-    @nn.compact
-    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        x_BTD, w_DV = self.hidden(tokens_BT)
-        return logits(self.config, self.how, x_BTD, w_DV)
-
-    @nn.compact
-    def hidden(self, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(x_BTD, w_DV): the last hidden layer after its norm, and the head that makes logits of it, in `dtype`."""
-        c, constrain = self.config, self.how.constrain
+    def setup(self) -> None:
+        c, how = self.config, self.how
         # Unit-scale embeddings; a tied head wants 1/sqrt(D), so the embedding is then scaled up on the way in.
         std = (c.d_model**-0.5 if c.tied else 1.0) * rule(c, "embed").init
-        embed_VD = self.param("embed", logical(normal(std), "vocab", "embed"), (c.vocab_size, c.d_model))
-        x_BTD = embed_VD[tokens_BT].astype(self.dtype)
-        if c.tied:
-            x_BTD = x_BTD * embedding_multiplier(c)
-        x_BTD = constrain(x_BTD, "batch", "time", None)
-        x_BTD = self.layers(x_BTD, *rotary_angles(tokens_BT.shape[1], c.head_dim, c.rope_theta))
-        x_BTD = RMSNorm("embed", name="norm_out")(x_BTD)
-        if c.tied:
-            w_DV = embed_VD.T
-        else:
-            w_DV = self.param("head", logical(nn.initializers.zeros, "embed", "vocab"), (c.d_model, c.vocab_size))
-        return x_BTD, w_DV.astype(self.dtype)
+        self.embed_VD = self.param("embed", logical(normal(std), "vocab", "embed"), (c.vocab_size, c.d_model))
+        self.block = [block_class(how)(c, self.dtype, how) for _ in range(c.n_layers)]  # parameters block_0, ...
+        self.norm_out = RMSNorm("embed")
+        if not c.tied:
+            zeros = logical(nn.initializers.zeros, "embed", "vocab")
+            self.head_DV = self.param("head", zeros, (c.d_model, c.vocab_size))
 
-    def layers(self, x_BTD: jax.Array, cos_TK: jax.Array, sin_TK: jax.Array) -> jax.Array:
-        c = self.config
-        names = [f"block_{i}" for i in range(c.n_layers)]
-        if self.is_initializing() or self.is_mutable_collection("intermediates"):
-            for name in names:
-                x_BTD = Block(c, self.dtype, self.how, name=name)(x_BTD, cos_TK, sin_TK)
-            return x_BTD
-        block = Block(c, self.dtype, self.how, parent=None)
+    def __call__(
+        self, inputs: jax.Array, positions: jax.Array | None = None, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        x_BTD, cache = self.hidden(inputs, positions, cache)
+        return logits(self.config, self.how, x_BTD, self.head()), cache
 
-        def one(x_BTD: jax.Array, params: Params) -> jax.Array:
-            return block.apply({"params": params}, x_BTD, cos_TK, sin_TK)
+    def hidden(
+        self, inputs: jax.Array, positions: jax.Array | None = None, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """x_BTD, the last hidden layer after its norm, in `dtype`, and the new cache."""
+        x_BTD = self.embed(inputs) if jnp.issubdtype(inputs.dtype, jnp.integer) else inputs.astype(self.dtype)
+        x_BTD = self.how.constrain(x_BTD, "batch", "time", None)
+        if positions is None:
+            positions = jnp.arange(x_BTD.shape[1])
+            positions = positions if cache is None else cache.length_B[:, None] + positions
+        if self.how.layers == "scanned" and cache is None:
+            return self.norm_out(self.scan(x_BTD, positions)), None
+        layers = [None] * len(self.block) if cache is None else list(cache.layers)
+        for i, block in enumerate(self.block):
+            x_BTD, layers[i] = block(x_BTD, positions, layers[i])
+        if cache is not None:
+            cache = Cache(tuple(layers), jnp.broadcast_to(positions[..., -1] + 1, cache.length_B.shape))
+        return self.norm_out(x_BTD), cache
 
-        if self.how.remat != "none":
-            one = jax.checkpoint(one, policy=REMAT[self.how.remat], prevent_cse=self.how.layers == "unrolled")
-        params = [self.variables["params"][name] for name in names]
-        if self.how.layers == "unrolled":
-            return functools.reduce(one, params, x_BTD)
-        # Stacked here and not in the state: in the dtype of the products, one copy a step, and the optimiser and the
-        # checkpoints know nothing of it.
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        x_BTD = self.embed_VD[tokens_BT].astype(self.dtype)
+        return x_BTD * embedding_multiplier(self.config) if self.config.tied else x_BTD
+
+    def head(self) -> jax.Array:
+        """w_DV, which makes logits of the last hidden layer, in `dtype`."""
+        return (self.embed_VD.T if self.config.tied else self.head_DV).astype(self.dtype)
+
+    def scan(self, x_BTD: jax.Array, positions: jax.Array) -> jax.Array:
+        """The blocks as one compiled loop. `nn.scan` would stack the weights in the state too, and so in checkpoints:
+        here they are stacked within the step, one copy in the dtype of the products, and the block applied to a slice.
+        """
+        params = [self.variables["params"][f"block_{i}"] for i in range(self.config.n_layers)]
         stacked = jax.tree.map(lambda *w: jnp.stack([x.astype(self.dtype) if x.ndim > 1 else x for x in w]), *params)
-        return jax.lax.scan(lambda x, layer: (one(x, layer), None), x_BTD, stacked)[0]
+
+        block = block_class(self.how)(self.config, self.dtype, self.how, parent=None)
+        return jax.lax.scan(lambda x_BTD, layer: block.apply({"params": layer}, x_BTD, positions), x_BTD, stacked)[0]
 
 
 class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + feed-forward(norm(x)). Both outputs start at zero."""
+    """One layer: x + attention(norm(x)), then x + feed-forward(norm(x)). Both outputs start at zero.
+
+    x_BTD; the positions of T, alike for all of B (positions_T) or not (positions_BT); its layer of a `Cache` or None.
+    """
 
     config: ModelConfig
     dtype: jnp.dtype
     how: Implementation
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, cos_TK: jax.Array, sin_TK: jax.Array) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, positions: jax.Array, cache: tuple[jax.Array, jax.Array] | None = None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         residual = multipliers(self.config).residual
-        new_BTD = self.attention(RMSNorm("embed", name="norm_attention")(x_BTD), cos_TK, sin_TK)
+        new_BTD, cache = self.attention(RMSNorm("embed", name="norm_attention")(x_BTD), positions, cache)
         x_BTD = x_BTD + scaled(new_BTD, residual)
         new_BTD = self.feed_forward(RMSNorm("embed", name="norm_feed_forward")(x_BTD))
-        return x_BTD + scaled(new_BTD, residual)
+        return x_BTD + scaled(new_BTD, residual), cache
 
-    def attention(self, x_BTD: jax.Array, cos_TK: jax.Array, sin_TK: jax.Array) -> jax.Array:
+    def attention(
+        self, x_BTD: jax.Array, positions: jax.Array, cache: tuple[jax.Array, jax.Array] | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         c = self.config
         B, T, D = x_BTD.shape
         G, J, K = c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim
@@ -113,16 +140,23 @@ class Block(nn.Module):
         if c.qk_norm:
             q_BTGJK = RMSNorm("head_dim", name="norm_q")(q_BTGJK)
             k_BTGK = RMSNorm("head_dim", name="norm_k")(k_BTGK)
-        q_BTGJK = rotate(q_BTGJK, cos_TK[:, None, None], sin_TK[:, None, None])
-        k_BTGK = rotate(k_BTGK, cos_TK[:, None], sin_TK[:, None])
+        cos, sin = rotary_angles(positions, K, c.rope_theta)
+        q_BTGJK = rotate(q_BTGJK, cos[..., None, None, :], sin[..., None, None, :])
+        k_BTGK = rotate(k_BTGK, cos[..., None, :], sin[..., None, :])
         q_BTGJK = scaled(q_BTGJK, multipliers(c).attention)
-        out_BTGJK = causal_attention(q_BTGJK, k_BTGK, v_BTGK, self.how)
+        if cache is None:
+            out_BTGJK = causal_attention(q_BTGJK, k_BTGK, v_BTGK, self.how)
+        else:
+            positions_BT = jnp.broadcast_to(positions, (B, T))
+            slots = jnp.arange(B)[:, None], positions_BT
+            cache = cache[0].at[slots].set(k_BTGK), cache[1].at[slots].set(v_BTGK)
+            out_BTGJK = cached_attention(q_BTGJK, *cache, positions_BT)
         w_GJKD = self.param(
             "attention_out",
             logical(nn.initializers.zeros, "kv_heads", "q_per_kv", "head_dim", "embed"),
             (G, J, K, D),
         ).astype(self.dtype)
-        return matmul(out_BTGJK.reshape(B, T, G * J * K), w_GJKD.reshape(G * J * K, D), self.how)
+        return matmul(out_BTGJK.reshape(B, T, G * J * K), w_GJKD.reshape(G * J * K, D), self.how), cache
 
     def feed_forward(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
@@ -140,6 +174,13 @@ class Block(nn.Module):
                 h_BTF = jnp.square(nn.relu(h_BTNF[..., 0, :]))
         w_FD = self.param("down", logical(nn.initializers.zeros, "mlp", "embed"), (F, D)).astype(self.dtype)
         return matmul(h_BTF, w_FD, self.how)
+
+
+def block_class(how: Implementation) -> type[nn.Module]:
+    """`Block`, of which as much is recomputed on the way back as `how.remat` says."""
+    if how.remat == "none":
+        return Block
+    return nn.remat(Block, policy=REMAT[how.remat], prevent_cse=how.layers == "unrolled")
 
 
 class RMSNorm(nn.Module):
@@ -175,11 +216,11 @@ def matmul(x_BTX: jax.Array, w: jax.Array, how: Implementation) -> jax.Array:
     return times(x_BTX.reshape(B * T, X), w.reshape(X, -1)).reshape(B, T, *w.shape[1:])
 
 
-def rotary_angles(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of position * theta^(-2i/K), each [T, K/2], float32 (RoFormer, 2104.09864 equation 15)."""
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of position * theta^(-2i/K), each [..., K/2], float32 (RoFormer, 2104.09864 equation 15)."""
     frequency_K = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle_TK = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency_K
-    return jnp.cos(angle_TK), jnp.sin(angle_TK)
+    angle = positions.astype(jnp.float32)[..., None] * frequency_K
+    return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -203,6 +244,12 @@ def init(config: ModelConfig, key: jax.Array, boxed: bool = False) -> Params:
     return variables["params"] if boxed else nn.unbox(variables["params"])
 
 
+def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype = jnp.float32) -> Cache:
+    """A cache of `slots` positions for `batch` sequences, none filled."""
+    zeros = jnp.zeros((batch, slots, config.n_kv_heads, config.head_dim), dtype)
+    return Cache(((zeros, zeros),) * config.n_layers, jnp.zeros(batch, jnp.int32))
+
+
 def apply(
     config: ModelConfig,
     params: Params,
@@ -211,7 +258,7 @@ def apply(
     how: Implementation = DEFAULT,
 ) -> jax.Array:
     """logits_BTV, float32."""
-    return Transformer(config, dtype, how).apply({"params": params}, tokens_BT)
+    return Transformer(config, dtype, how).apply({"params": params}, tokens_BT)[0]
 
 
 def next_token_loss(
@@ -236,7 +283,9 @@ def mean_loss(
     how: Implementation = DEFAULT,
 ) -> tuple[jax.Array, jax.Array]:
     """(objective, loss): means over all tokens in nats; the objective, to be differentiated, has z-loss added."""
-    x_BTD, w_DV = Transformer(config, dtype, how).apply({"params": params}, tokens_BU[:, :-1], method="hidden")
+    model = Transformer(config, dtype, how)
+    x_BTD, _ = model.apply({"params": params}, tokens_BU[:, :-1], method="hidden")
+    w_DV = model.apply({"params": params}, method="head")
     logits_of = functools.partial(logits, config, how)
     objective, loss = head_loss(config, how, logits_of, x_BTD, w_DV, tokens_BU[:, 1:])
     return objective / tokens_BU[:, 1:].size, loss / tokens_BU[:, 1:].size

@@ -92,12 +92,13 @@ def activations(model: ModelConfig, dtype: jnp.dtype) -> Callable[[Params, jax.A
             middle = blocks[lower : upper + (0 if above and L >= 4 else 1)]
             found[f"middle.{name}"] = jnp.stack([block[name] for block in middle])
         found |= {"embedding": params["embed"][tokens_BT], "last.residual": blocks[-1]["residual"]}
-        return found | {"norm_out": kept["norm_out"]["__call__"][0], "logits": kept["__call__"][0]}
+        return found | {"norm_out": kept["norm_out"]["__call__"][0], "logits": kept["__call__"][0][0]}
 
     def inside(block: dict) -> dict[str, jax.Array]:
         """The outputs of a block's parts, and its own: the residual stream above it."""
-        named = {name: x["__call__"] if isinstance(x, dict) else x for name, x in block.items()}
-        return {name.replace("__call__", "residual"): x[0].astype(jnp.float32) for name, x in named.items()}
+        named = {name: (x["__call__"] if isinstance(x, dict) else x)[0] for name, x in block.items()}
+        alone = {name: x[0] if isinstance(x, tuple) else x for name, x in named.items()}  # of (activation, cache)
+        return {name.replace("__call__", "residual"): x.astype(jnp.float32) for name, x in alone.items()}
 
     return jax.jit(look)
 

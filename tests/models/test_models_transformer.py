@@ -1,5 +1,7 @@
 """The model as mathematics: invariances, closed forms, and golden numbers."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,13 @@ from models.implementation import Implementation
 
 apply = jax.jit(transformer.apply, static_argnums=(0, 3))
 next_token_loss = jax.jit(transformer.next_token_loss, static_argnums=(0, 3))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(config, params, inputs, positions=None, cache=None):
+    return transformer.Transformer(config).apply({"params": params}, inputs, positions, cache)
+
+
 TINY = ModelConfig(vocab_size=17, d_model=16, n_layers=2, n_heads=2)
 
 
@@ -58,6 +67,53 @@ def test_every_parameter_has_named_axes_and_a_gradient(name):
         assert np.abs(gradient).max() > 0, f"{jax.tree_util.keystr(path)} does not act on the loss"
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_steps_with_a_cache_are_the_full_pass(name):
+    """Seven positions at once, three at once, then one by one, give the logits of one pass over all twelve.
+
+    Equal to float32 rounding (1e-5 of logits of order 1) and not to the bit, as sums run over other lengths. If this
+    fails, a model that is asked for its next token is not the model that was trained.
+    """
+    config = VARIANTS[name]
+    params, x = noisy(config), tokens()
+    cache, parts = transformer.empty_cache(config, batch=2, slots=14), []
+    for part in jnp.split(x, [7, 10, 11], axis=1):
+        logits, cache = forward(config, params, part, cache=cache)
+        parts.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), apply(config, params, x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(cache.length_B, 12)
+
+
+def test_sequences_of_several_lengths_share_a_cache():
+    """Prompts of 5 and 9 tokens, padded to 9 on the right: what is written over the padding hides it."""
+    config = VARIANTS["grouped"]
+    params, x, lengths = noisy(config), tokens(), np.array([5, 9])
+    _, cache = forward(config, params, x[:, :9], cache=transformer.empty_cache(config, batch=2, slots=12))
+    following = x[np.arange(2), lengths][:, None]
+    logits, cache = forward(config, params, following, jnp.asarray(lengths)[:, None], cache)
+    full = apply(config, params, x)[np.arange(2), lengths]
+    np.testing.assert_allclose(logits[:, 0], full, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(cache.length_B, lengths + 1)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_embedding_stands_in_for_its_tokens(name):
+    config, params = VARIANTS[name], noisy(VARIANTS[name])
+    x_BTD = transformer.Transformer(config).apply({"params": params}, tokens(), method="embed")
+    logits = forward(config, params, x_BTD)[0]
+    np.testing.assert_allclose(logits, apply(config, params, tokens()), rtol=1e-6, atol=1e-6)
+    assert np.abs(forward(config, params, x_BTD[:, ::-1])[0] - logits).max() > 1e-3
+
+
+def test_positions_matter_by_their_differences_alone():
+    """Rotary positions moved by 100 leave the logits; stretched by two, they do not."""
+    params = noisy(TINY)
+    at = lambda positions: forward(TINY, params, tokens(), positions)[0]  # noqa: E731
+    here = at(jnp.arange(12))
+    np.testing.assert_allclose(at(jnp.broadcast_to(jnp.arange(100, 112), (2, 12))), here, rtol=1e-4, atol=1e-4)
+    assert np.abs(at(2 * jnp.arange(12)) - here).max() > 1e-3
+
+
 def test_grouped_attention_is_full_attention_with_copied_heads():
     """Key/value heads shared by a group equal full attention in which each query head has its own copy."""
     B, T, G, J, K = 2, 9, 2, 3, 4
@@ -76,7 +132,7 @@ def test_attention_is_the_reference_of_jax():
 
 
 def test_rotary_products_depend_on_distance_alone():
-    cos, sin = transformer.rotary_angles(32, 8, 10_000.0)
+    cos, sin = transformer.rotary_angles(jnp.arange(32), 8, 10_000.0)
     q, k = (jax.random.normal(jax.random.key(i), (8,)) for i in range(2))
     at = lambda x, t: transformer.rotate(x, cos[t], sin[t])  # noqa: E731
     np.testing.assert_allclose(at(q, 9) @ at(k, 4), at(q, 25) @ at(k, 20), rtol=1e-4)
