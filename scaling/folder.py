@@ -42,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"{path}: not readable ({error.strerror}); {remedy}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}); {remedy}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object; {remedy}")
@@ -70,7 +70,7 @@ def check_run_folder(folder: Path, config: RunConfig) -> None:
 
 def holds_only(folder: Path, *names: str) -> bool:
     """Whether nothing lies in `folder` but these, leases, the logs of hosts, and what a killed writer left."""
-    others = ("*.tmp", "host-*.log", "lease-*")
+    others = ("*.tmp", "host-*.log", "lease-*", "damaged-*")
     return all(p.name in names or any(p.match(other) for other in others) for p in folder.iterdir())
 
 

@@ -12,8 +12,8 @@ from scaling.config import RunConfig
 RUN_ID = re.compile(r"[0-9a-f]{12}")
 
 
-def check_run_id(run: object, path: Path) -> str:
-    """`run`, which the file `path` names. Raises InputError where it is no id: it becomes part of a path."""
+def check_run_id(run: object, path: Path | str) -> str:
+    """`run`, which `path` names. Raises InputError where it is no id: it becomes part of a path."""
     if not isinstance(run, str) or not RUN_ID.fullmatch(run):
         raise InputError(f"{path}: {run!r} is no run id (12 hex digits); launch the sweep again")
     return run

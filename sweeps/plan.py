@@ -6,9 +6,12 @@ from it, and they branch from there. A run never depends on this: one that finds
 beginning, to the same bits.
 """
 
+import contextlib
 import dataclasses
 import functools
+import graphlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +37,14 @@ class Unit:
     after: str | None = None  #: id of the run that it branches from
     at: int = 0  #: steps that it takes over from there
     saves: tuple[int, ...] = ()  #: steps at which it keeps its state, for branches
+    #: ids of runs that must have finished before it begins, as it starts from what they end with; `after` may fail
+    needs: tuple[str, ...] = ()
 
     @property
     def run_id(self) -> str:
         return self.config.run_id
 
-    @property
+    @functools.cached_property
     def flops(self) -> float:
         """Training FLOPs of the run's own steps."""
         return self.config.flops_from(self.at)
@@ -89,13 +94,14 @@ def plan_in(folder: Path, runs: Sequence[RunConfig], sharing: bool = True) -> tu
         done = by_id[unit.after].config.steps if (trunk / "result.json").exists() else 0
         return max([done, *steps_in(trunk / "checkpoints")]) > unit.at and unit.at not in kept(unit.after)
 
-    found = []
+    groups, followed = by_group(units), []
     for unit in units:
         if unit.after is not None and passed(unit):
-            starts = [step for run, common in sources(unit, units) for step in kept(run) if 0 < step <= common]
+            alike = sources(unit, groups[same_trunk(unit.config)])
+            starts = [step for run, common in alike for step in kept(run) if 0 < step <= common]
             unit = dataclasses.replace(unit, after=None, at=max(starts, default=0))  # it is there: none to wait for
-        found.append(unit)
-    return tuple(found)
+        followed.append(unit)
+    return tuple(followed)
 
 
 def finished_runs(folder: Path, runs: Sequence[RunConfig]) -> set[str]:
@@ -105,7 +111,9 @@ def finished_runs(folder: Path, runs: Sequence[RunConfig]) -> set[str]:
 
 def steps_in(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder of them."""
-    return [int(p.name) for p in folder.glob("*") if p.name.isascii() and p.name.isdigit()]
+    with contextlib.suppress(OSError):  # not there, or a link that leads nowhere
+        return [int(name) for name in os.listdir(folder) if name.isascii() and name.isdigit() and len(name) < 16]
+    return []
 
 
 def common_steps(a: RunConfig, b: RunConfig) -> int:
@@ -126,36 +134,71 @@ def ledger(units: Sequence[Unit]) -> dict[str, float]:
 def write_plan(folder: Path, units: Sequence[Unit], launch: str) -> None:
     """plan.json: what a worker needs to know of the sweep in `folder`; `launch` names this launch."""
     rows = [
-        {"id": u.run_id, "config": u.config.to_dict(), "after": u.after, "at": u.at, "saves": list(u.saves)}
-        for u in units
+        {
+            "id": unit.run_id,
+            "config": unit.config.to_dict(),
+            "after": unit.after,
+            "at": unit.at,
+            "saves": list(unit.saves),
+            "needs": list(unit.needs),
+        }
+        for unit in units
     ]
     write_atomically(folder / "plan.json", json.dumps({"launch": launch, "units": rows}) + "\n")
 
 
 def read_plan(folder: Path) -> tuple[str, tuple[Unit, ...]]:
     """(launch, units) of the sweep in `folder`. Raises InputError where plan.json is not whole."""
-    said: dict[str, Any] = read_json(folder / "plan.json")
+    plan: dict[str, Any] = read_json(folder / "plan.json")
     try:
-        units = tuple(
-            Unit(
-                RunConfig.from_dict(row["config"]),
-                row["after"] and check_run_id(row["after"], folder / "plan.json"),
-                int(row["at"]),
-                tuple(row["saves"]),
-            )
-            for row in said["units"]
-        )
-        return str(said["launch"]), units
+        if not isinstance(plan["launch"], str):
+            raise InputError(f"launch = {plan['launch']!r}, expected text")
+        units = tuple(unit_of(row) for row in plan["units"])
+        check_order(units)
+        return plan["launch"], units
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / 'plan.json'}: not a plan ({error}); launch the sweep again") from None
 
 
-def sources(unit: Unit, units: Sequence[Unit]) -> list[tuple[str, int]]:
-    """(run id, common steps) of every run whose kept states this one may start from, whoever kept them and why."""
-    group = same_trunk(unit.config)
+def unit_of(row: dict[str, Any]) -> Unit:
+    """The unit of a row of plan.json. Raises InputError, KeyError or TypeError where it is none."""
+    if not isinstance(row, dict) or not isinstance(row["config"], dict):
+        raise InputError("a unit is no object with a config")
+    config = RunConfig.from_dict(row["config"])
+    after, at, saves, needs = row["after"], row["at"], row["saves"], row.get("needs", [])
+    whole = [at, *saves]
+    if row["id"] != config.run_id:
+        raise InputError(f"id = {row['id']!r}, but its configuration is that of run {config.run_id}")
+    if not all(type(step) is int and 0 <= step <= config.steps for step in whole):
+        raise InputError(f"run {config.run_id}: at = {at!r}, saves = {saves!r}, expected steps of the run")
+    for run in [*needs, *([] if after is None else [after])]:
+        check_run_id(run, "what a run waits for")
+    return Unit(config, after, at, tuple(saves), tuple(needs))
+
+
+def check_order(units: Sequence[Unit]) -> None:
+    """Raises InputError where runs wait for each other in a circle."""
+    waits = {unit.run_id: {*unit.needs, *([] if unit.after is None else [unit.after])} for unit in units}
+    try:
+        graphlib.TopologicalSorter(waits).prepare()
+    except graphlib.CycleError as error:
+        raise InputError(f"runs {' -> '.join(error.args[1])} wait for each other") from None
+
+
+def by_group(units: Sequence[Unit]) -> dict[RunConfig, list[Unit]]:
+    """The units that may begin alike, by what they have in common."""
+    groups: dict[RunConfig, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(same_trunk(unit.config), []).append(unit)
+    return groups
+
+
+def sources(unit: Unit, group: Sequence[Unit]) -> list[tuple[str, int]]:
+    """(run id, common steps) of every run of its group whose kept states this one may start from, whoever kept them and
+    why.
+    """
     return [
         (other.run_id, common)
-        for other in units
-        if other.run_id != unit.run_id and same_trunk(other.config) == group
-        if (common := common_steps(unit.config, other.config))
+        for other in group
+        if other.run_id != unit.run_id and (common := common_steps(unit.config, other.config))
     ]

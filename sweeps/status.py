@@ -18,9 +18,11 @@ from analysis.errors import InputError as AnalysisInputError
 from analysis.text import printable, text_table
 from models.errors import InputError
 from scaling.config import RunConfig
+from scaling.failure import read_failure
 from scaling.folder import read_config, read_json
 from scaling.result import RunResult, flops_by_step, read_result
 from sweeps.cost import Job, duration, interpolated, schedule_seconds
+from sweeps.folder import lacks_config, read_description
 from sweeps.plan import Unit, read_plan
 from sweeps.table import is_held, read_progress, run_folders
 
@@ -42,9 +44,9 @@ def sweep_status(folder: Path, workers: int = 0) -> dict[str, Any]:
     `seconds_left` is None while nobody is at work. Raises InputError where `folder` holds no runs.
     """
     folders = run_folders(folder)
-    sweep = read_json(folder / "sweep.json") if (folder / "sweep.json").exists() else {}
+    sweep = read_description(folder) if (folder / "sweep.json").exists() else None
     units, notes = planned(folder)
-    runs = [run_status(run, units.get(run.name), bool(sweep)) for run in folders]
+    runs = [run_status(run, units.get(run.name), sweep is not None) for run in folders]
     for run in runs:
         if run["status"] == "failed":
             run["log"] = log_tail(folder / "logs", run["run"], folder / "runs" / run["run"] / "failed.json")
@@ -56,7 +58,7 @@ def sweep_status(folder: Path, workers: int = 0) -> dict[str, Any]:
     counted = {f"flops_{what}": total(runs, f"flops_{what}") for what in ("spent", "shared", "left")}
     return {
         "folder": str(folder),
-        "name": str(sweep.get("name", folder.name)),
+        "name": sweep.name if sweep else folder.name,
         "done": number["finished"],
         **{state: number[state] for state in ("running", "waiting", "failed", "diverged", "damaged")},
         "flops_wanted": total(runs, "flops"),
@@ -64,7 +66,7 @@ def sweep_status(folder: Path, workers: int = 0) -> dict[str, Any]:
         "tokens_per_second": total(runs, "tokens_per_second"),
         "seconds_left": seconds_left(runs, workers),
         "jobs": waiting_jobs(folder, notes) if idle else None,
-        "forecast": add_forecasts(runs, sweep.get("law")),
+        "forecast": add_forecasts(runs, sweep.law if sweep else None),
         "notes": notes,
         "runs": [{k: v for k, v in run.items() if k != "pace"} for run in runs],
     }
@@ -101,10 +103,19 @@ def run_status(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
     try:
         return entry | looked_at(folder, unit, named)
     except DAMAGE as error:
-        remedy = f"move {folder} away and launch again"
+        remedy = "launch again, which makes it anew" if mendable(folder) else f"move {folder} away and launch again"
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         damaged = {"status": "damaged", "reason": " ".join(reason.split()), "remedy": remedy}
         return entry | (sizes(unit.config, unit.at) if unit else {}) | damaged
+
+
+def mendable(folder: Path) -> bool:
+    """Whether a launch makes anew what is damaged (sweeps/launch/prepare.py)."""
+    try:
+        read_result(folder)
+    except InputError:
+        return True
+    return lacks_config(folder)
 
 
 def looked_at(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
@@ -122,16 +133,15 @@ def looked_at(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
         return {"run": config.run_id, **ended(folder, config, result)}
     entry = {"run": config.run_id, "status": "running" if is_held(folder) else "waiting"}
     state = read_progress(folder) if began else {}
-    state = state if isinstance(state, dict) else {}
-    step, loss = number(state, "step"), number(state, "loss")
+    step, loss = state.get("step"), state.get("loss")
     if step is None:  # not begun, as far as is known: as planned
         entry |= sizes(config, unit.at if unit else 0)
     else:
         entry |= sizes(config, min(branched_at(folder), step), step)
     entry |= {"step": step, "loss": loss}
     if entry["status"] == "running":
-        rate = number(state, "tokens_per_second")
-        entry |= {"tokens_per_second": rate, "seconds_left": number(state, "seconds_left")}
+        rate = state.get("tokens_per_second")
+        entry |= {"tokens_per_second": rate, "seconds_left": state.get("seconds_left")}
         if rate:
             entry["pace"] = (config.counts.n_compute, rate * config.flops / config.trained_tokens, 0.0)
         return entry
@@ -141,9 +151,10 @@ def looked_at(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
 def branched_at(folder: Path) -> int:
     """The step at which a run that has begun took over another's state; 0 where it began by itself."""
     try:
-        return number(read_json(folder / "branch.json"), "at", 0)
+        at = read_json(folder / "branch.json").get("at")
     except InputError:
         return 0
+    return at if type(at) is int and 0 <= at < 1e18 else 0
 
 
 def ended(folder: Path, config: RunConfig, result: RunResult) -> dict[str, Any]:
@@ -176,21 +187,8 @@ def sizes(config: RunConfig, at: int, done: int = 0) -> dict[str, Any]:
 
 def failure(folder: Path) -> dict[str, Any]:
     """Why the run failed, where it did."""
-    if not (folder / "failed.json").exists():
-        return {}
-    try:
-        said = read_json(folder / "failed.json")
-    except InputError:
-        said = {}
-    reason = said.get("reason") or "its failed.json is damaged; launch again"
-    return {"status": "failed", "reason": str(reason), "attempts": said.get("attempts", said.get("at"))}
-
-
-def number(values: dict[str, Any], name: str, otherwise: Any = None) -> Any:
-    """A finite number of a file's content, else `otherwise`."""
-    value = values.get(name)
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if fits else otherwise
+    last = read_failure(folder)
+    return {} if last is None else {"status": "failed", "reason": last.reason, "attempts": last.attempts or None}
 
 
 def total(runs: Sequence[dict[str, Any]], name: str) -> float:

@@ -1,5 +1,6 @@
 """From the findings of a sweep, or of any table of runs, to what a person reads: tables, summary.json, report.html."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -11,23 +12,18 @@ from analysis.report.findings import Findings
 from analysis.report.page import text_report, write_report
 from analysis.report.plots import figures_of, to_png
 from analysis.tuning.health import health_line, health_text
-from models.errors import InputError
-from scaling.folder import read_json
 from scaling.result import read_result
 from sweeps.cost import duration
+from sweeps.folder import read_description, seconds_of_launches
 from sweeps.health import coordinates_text, health
-from sweeps.launch.local import seconds_of
 from sweeps.table import run_folders
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """What is known of the sweep in `folder` beside its table: name, hold-out, law, seconds and FLOPs spent, set-up."""
     folders = run_folders(folder)
-    sweep = read_json(folder / "sweep.json") if (folder / "sweep.json").exists() else {}
-    for key in ("name", "holdout", "law"):
-        if not isinstance(sweep.get(key), str | None):
-            raise InputError(f"{folder / 'sweep.json'}: {key} = {sweep[key]!r}: expected text; launch the sweep again")
-    launches = seconds_of(folder / "launches.json")  # those of other engines keep no time
+    sweep = dataclasses.asdict(read_description(folder)) if (folder / "sweep.json").exists() else {}
+    launches = seconds_of_launches(folder)  # those of other engines keep no time
     facts: dict[str, Any] = {
         "name": sweep.get("name") or folder.name,
         "holdout": sweep.get("holdout"),

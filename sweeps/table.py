@@ -1,7 +1,6 @@
 """Run folders -> one tidy pandas table, a row a run. Columns and units: docs/conventions.md. No JAX here."""
 
 import functools
-import json
 import math
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from scaling.engine.lease import holder
 from scaling.fields import leaves, value_at
 from scaling.folder import read_config, read_json
 from scaling.result import RunResult, read_result, result_of
-from scaling.trust import check_run_id, check_sweep_links
+from scaling.trust import check_sweep_links
+from sweeps.folder import read_description
 
 # What depends on how a run was executed, if not on when and where: which run it branched from, and what that saved.
 EXECUTED = ("trunk", "branched_at_step", "flops_own", "flops_spent", "flops_ancestors")
@@ -27,11 +27,8 @@ def run_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of a sweep or of a run")
     if (folder / "sweep.json").exists():
-        runs = read_json(folder / "sweep.json").get("runs")
-        if not isinstance(runs, list):
-            raise InputError(f"{folder / 'sweep.json'}: has no list of runs; launch the sweep again")
         check_sweep_links(folder)
-        return [folder / "runs" / check_run_id(run, folder / "sweep.json") for run in runs]
+        return [folder / "runs" / run for run in read_description(folder).runs]
     if (folder / "config.json").exists():
         return [folder]
     found = sorted(p.parent for p in [*folder.glob("*/config.json"), *folder.glob("runs/*/config.json")])
@@ -134,9 +131,12 @@ def is_held(folder: Path) -> bool:
     return holder(folder) is not None
 
 
-def read_progress(folder: Path) -> dict:
-    """What a running run last said of itself: step, steps, tokens, loss, tokens_per_second, seconds_left."""
+def read_progress(folder: Path) -> dict[str, float]:
+    """What a running run last said of itself, as far as these are numbers of at least 0: step, steps, tokens, loss,
+    tokens_per_second, seconds_left.
+    """
     try:
-        return json.loads((folder / "progress.json").read_text())
-    except (OSError, ValueError):
+        state = read_json(folder / "progress.json")
+    except InputError:
         return {}
+    return {name: value for name, value in state.items() if type(value) in (int, float) and 0 <= value < 1e18}

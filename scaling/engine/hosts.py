@@ -5,7 +5,6 @@ process is run by a small supervisor that imports no JAX: it turns that end into
 folder and exit code 75, and passes signals on.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,11 +17,22 @@ from pathlib import Path
 import numpy as np
 
 from models.errors import InputError
-from scaling.config import canonical_json
 from scaling.exit_codes import BAD_INPUT, DONE, FAILED, PREEMPTED
-from scaling.folder import write_atomically
+from scaling.failure import Failure, write_failure
 from scaling.trust import open_log
 
+PARENT = "SCALING_PARENT"  # set in a process that ends with its parent: the id of that
+# Becomes the command that its arguments name. Slurm's notice before a time limit may reach all processes of a step.
+BOUND = f"""
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+os.environ["{PARENT}"] = sys.argv[1]
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 SUPERVISED = "SCALING_SUPERVISED"  # set in the process that trains: the file in which it notes that it has joined
 
 
@@ -86,13 +96,13 @@ def agree(*values: int) -> np.ndarray:
     """The values of every process, int64 [processes, values]; all processes call it at the same step."""
     import jax
 
-    mine = np.array(values, np.int64)
+    own = np.array(values, np.int64)
     if jax.process_count() == 1:
-        return mine[None]
+        return own[None]
     from jax.experimental import multihost_utils
 
     # float64 would be cut to float32: whole numbers below 2^24 survive that as well
-    return np.asarray(multihost_utils.process_allgather(mine.astype(np.int32))).astype(np.int64)
+    return np.asarray(multihost_utils.process_allgather(own.astype(np.int32))).astype(np.int64)
 
 
 def supervise(command: Sequence[str], name: str, folder: Path) -> int:
@@ -103,23 +113,23 @@ def supervise(command: Sequence[str], name: str, folder: Path) -> int:
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"host-{name}.log"
-    with open_log(log, "wb") as errors, tempfile.NamedTemporaryFile("r") as marker:
+    with open_log(log, "wb") as log_file, tempfile.NamedTemporaryFile("r") as marker:
         environment = {**os.environ, SUPERVISED: marker.name}
-        child = subprocess.Popen(command, stderr=errors, env=environment, preexec_fn=end_with_parent)
+        child = subprocess.Popen(ending_with(os.getpid(), command), stderr=log_file, env=environment)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: child.send_signal(number))
         code = child.wait()
         joined = bool(Path(marker.name).read_text())
-    said = log.read_text(errors="replace").strip().splitlines()
+    errors = log.read_text(errors="replace").strip().splitlines()
     if code in (DONE, FAILED, PREEMPTED):
         return code
     if code == -signal.SIGABRT and not joined:  # JAX ends a process that finds no coordinator from inside
-        said = [
+        errors = [
             "error: --coordinator: the processes did not meet in time; is process 0 running there, and all of them?"
         ]
         code = BAD_INPUT
     if code == BAD_INPUT:  # bad input: nothing is to stay behind
-        print(said[-1] if said else "error: bad input", file=sys.stderr)
+        print(errors[-1] if errors else "error: bad input", file=sys.stderr)
         log.unlink()
         if made and not any(folder.iterdir()):
             folder.rmdir()
@@ -129,11 +139,11 @@ def supervise(command: Sequence[str], name: str, folder: Path) -> int:
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     reason = f"host {name} stopped ({how}): it or another host died or hung"
     if (folder / "config.json").exists() and not (folder / "result.json").exists():
-        write_atomically(folder / "failed.json", canonical_json({"reason": reason, "at": 1}))
+        write_failure(folder, Failure(reason))
     print(f"error: {reason}; {newest}; the same command on all hosts continues (log: {log})", file=sys.stderr)
     return PREEMPTED
 
 
-def end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+def ending_with(parent: int, command: Sequence[str]) -> list[str]:
+    """`command`, as a child of the process `parent` with which it ends, even where that is killed."""
+    return [sys.executable, "-I", "-S", "-c", BOUND, str(parent), *command]

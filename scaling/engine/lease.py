@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 EXPIRE = 60.0  # seconds without a beat after which a holder on another machine counts as gone
 BEATS = 6  # of the holder in that time
+LONGEST = 3600.0  # seconds between beats that a holder may announce
+LEASE = re.compile(r"lease-(\d{6,12})")
 LENGTH = 512  # bytes: constant, so that a beat is one overwritten block, which a full disk does not refuse
 
 
@@ -54,18 +56,19 @@ class Leases:
     def look(self, folder: Path) -> tuple[int, dict[str, Any] | None]:
         """(highest generation or 0, its holder or None where that is free: none, released, dead or expired)."""
         generation, raw = newest(folder)
-        said = parse(raw)
-        if generation == 0 or said.get("released") or alive(said) is False:
+        record = parse(raw)
+        living = alive(record)
+        if generation == 0 or record.get("released") or living is False:
             self._seen.pop(folder, None)
             return generation, None
         seen = self._seen.get(folder)
         if seen is None or (seen.generation, seen.raw) != (generation, raw):
             seen = self._seen[folder] = Seen(generation, raw, self.clock())
         # The holder's own pace counts where it is the slower one: two settings must not make two holders.
-        patience = max(self.expire, BEATS * said.get("every", 0.0))
-        if alive(said) is None and self.clock() - seen.at >= patience:
+        patience = max(self.expire, BEATS * record.get("every", 0.0))
+        if living is None and self.clock() - seen.at >= patience:
             return generation, None
-        return generation, {**said, "generation": generation}
+        return generation, {**record, "generation": generation, "here": bool(living)}
 
     def last(self, folder: Path) -> Seen | None:
         """The newest sign of life noticed so far; None where there was no holder."""
@@ -75,9 +78,9 @@ class Leases:
 class Held:
     """A lease that this process holds; beats until it is released."""
 
-    def __init__(self, folder: Path, generation: int, file: int, said: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, generation: int, file: int, record: dict[str, Any]) -> None:
         self.folder, self.generation = folder, generation
-        self._file, self._said, self._done = file, said, threading.Event()
+        self._file, self._record, self._done = file, record, threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
 
@@ -93,17 +96,17 @@ class Held:
             raise Lost(f"{self.folder}: another process took this run over while this one was silent")
 
     def _beat(self) -> None:
-        while not self._done.wait(self._said["every"]):
-            self._said["beat"] += 1
+        while not self._done.wait(self._record["every"]):
+            self._record["beat"] += 1
             with suppress(OSError):  # a file server away for a moment; `check` says whether it was too long
-                write(self._file, self._said)
+                write(self._file, self._record)
 
     def release(self) -> None:
         """Marks the lease as over. The file stays: its number must not be given twice."""
         self._done.set()
         self._thread.join()
         with suppress(OSError):  # then the end of this process says the same
-            write(self._file, {**self._said, "released": True})
+            write(self._file, {**self._record, "released": True})
         os.close(self._file)
 
 
@@ -121,12 +124,12 @@ def lease(
     `expire` seconds, unless `leases` has watched it before: with that it is decided without waiting.
     `memory`: bytes that the run will take, told to who looks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     watch = leases or Leases(expire)
     first: Seen | None = None
     while True:
         generation, who = watch.look(folder)
         if who is None:
+            folder.mkdir(parents=True, exist_ok=True)
             if (held := take(folder, generation + 1, expire, memory)) is not None:
                 break
             if leases is not None:
@@ -151,15 +154,15 @@ def holder(folder: Path) -> dict[str, Any] | None:
     lives; here, and only here, the file's time is asked, and ten minutes of silence count as its end.
     """
     generation, raw = newest(folder)
-    said = parse(raw)
-    living = alive(said)
-    if generation == 0 or said.get("released") or living is False:
+    record = parse(raw)
+    living = alive(record)
+    if generation == 0 or record.get("released") or living is False:
         return None
     if living is None:
         with suppress(OSError):
             if time.time() - (folder / name(generation)).stat().st_mtime > 10 * EXPIRE:
                 return None
-    return {**said, "generation": generation, "here": bool(living)}
+    return {**record, "generation": generation, "here": bool(living)}
 
 
 def take(folder: Path, generation: int, expire: float, memory: int | None) -> Held | None:
@@ -168,8 +171,11 @@ def take(folder: Path, generation: int, expire: float, memory: int | None) -> He
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
+        if not path.is_file() or path.is_symlink():  # no lease, and in the way of one: the next look finds it free
+            with suppress(OSError):  # another process was faster
+                path.rename(folder / f"damaged-{path.name}-{uuid.uuid4().hex[:8]}")
         return None
-    said = {
+    record = {
         "host": this_host(),
         "machine": socket.gethostname(),
         "pid": os.getpid(),
@@ -179,22 +185,22 @@ def take(folder: Path, generation: int, expire: float, memory: int | None) -> He
         "beat": 0,
     }
     try:
-        write(file, said)
+        write(file, record)
         # The one before may have been taken over, and this number used and removed, since we looked. Whoever did so
         # made a higher one first, which is there to be seen.
-        mine = generations(folder)[-1] == generation
+        is_newest = generations(folder)[-1] == generation
     except BaseException:
         path.unlink(missing_ok=True)
         os.close(file)
         raise
-    if not mine:
+    if not is_newest:
         path.unlink(missing_ok=True)
         os.close(file)
         return None
     for older in generations(folder):
         if older < generation:
             (folder / name(older)).unlink(missing_ok=True)
-    return Held(folder, generation, file, said)
+    return Held(folder, generation, file, record)
 
 
 def name(generation: int) -> str:
@@ -202,10 +208,10 @@ def name(generation: int) -> str:
 
 
 def generations(folder: Path) -> list[int]:
-    """The numbers of the leases in a folder, ascending."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        found = (re.fullmatch(r"lease-(\d{6,})", entry) for entry in os.listdir(folder))
-        return sorted(int(match[1]) for match in found if match)
+    """The numbers of the leases in a folder, ascending. What is no file (a folder of such a name) is no lease."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        named = ((int(match[1]), entry) for entry in entries if (match := LEASE.fullmatch(entry.name)))
+        return sorted(n for n, entry in named if name(n) == entry.name and entry.is_file(follow_symlinks=False))
     return []
 
 
@@ -220,34 +226,36 @@ def newest(folder: Path) -> tuple[int, bytes]:
     return found[-1], b""
 
 
-def write(file: int, said: dict[str, Any]) -> None:
-    os.pwrite(file, json.dumps(said).encode().ljust(LENGTH - 1) + b"\n", 0)
+def write(file: int, record: dict[str, Any]) -> None:
+    os.pwrite(file, json.dumps(record).encode().ljust(LENGTH - 1) + b"\n", 0)
     os.fsync(file)
 
 
 def parse(raw: bytes) -> dict[str, Any]:
     """The object in a lease; empty where it is not whole: just being made, overwritten while read, or damaged."""
     try:
-        said = json.loads(raw)
-    except ValueError:
+        record = json.loads(raw)
+        pid, every, memory = record["pid"], record["every"], record.get("bytes")
+    except (ValueError, RecursionError, TypeError, KeyError):
         return {}
-    return said if isinstance(said, dict) and isinstance(said.get("every"), (int, float)) else {}
+    whole = type(pid) is int and 0 < pid < 2**31 and type(every) in (int, float) and 0 < every <= LONGEST
+    return record if whole and (memory is None or type(memory) is int) and type(record.get("beat")) is int else {}
 
 
-def alive(said: dict[str, Any]) -> bool | None:
+def alive(record: dict[str, Any]) -> bool | None:
     """Whether the process lives; None where that cannot be known from here, and only its beats tell."""
-    if said.get("host") != this_host() or not isinstance(said.get("pid"), int):
+    if record.get("host") != this_host():
         return None
     try:
-        os.kill(said["pid"], 0)
+        os.kill(record["pid"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    start = start_time(said["pid"])
+    start = start_time(record["pid"])
     if start is None:
         return None
-    return start == said.get("start")
+    return start == record.get("start")
 
 
 @cache

@@ -39,8 +39,10 @@ def cmd_sweep(argv: list[str]) -> int:
     from scaling.engine.tracking import check_sinks
     from scaling.execution import Execution
     from sweeps.define import load_sweep
+    from sweeps.folder import named_runs
     from sweeps.launch import local
     from sweeps.launch.placement import Placement, read_placement
+    from sweeps.launch.prepare import prepare, write_launch
 
     placement = read_placement(args.placement) if args.placement else Placement()
     if args.workers is not None:
@@ -70,8 +72,8 @@ def cmd_sweep(argv: list[str]) -> int:
 
         ray.import_ray()
     began = time.monotonic()
-    earlier = local.named_runs(folder)
-    local.prepare(name, sweep, folder)
+    earlier = named_runs(folder)
+    prepare(name, sweep, folder)
     if dropped := earlier - {config.run_id for config in sweep.runs}:
         say(f"note: {len(dropped)} runs of an earlier definition stay in {folder / 'runs'}, out of this sweep's table")
     from sweeps.plan import finished_runs, ledger, plan_in
@@ -88,7 +90,7 @@ def cmd_sweep(argv: list[str]) -> int:
         from scaling.trust import hooks
         from sweeps.launch.engine import worker_command
 
-        local.write_launch(sweep, folder, execution, not args.no_sharing)
+        write_launch(sweep, folder, execution, not args.no_sharing)
         if args.on == "slurm":
             state = slurm.launch(folder, placement, say, args.wait, worker_command(folder, hooks(sweep.runs)))
             if not args.wait:
@@ -99,7 +101,7 @@ def cmd_sweep(argv: list[str]) -> int:
     print(f"{name}: {ends} in {time.monotonic() - began:.0f} s")
     if state.failed:
         print("launch the sweep again to try the failed runs once more")
-    return 1 if state.failed or state.finished + state.diverged < len(sweep.runs) else 0
+    return 0 if state.finished == len(sweep.runs) else 1
 
 
 def say(line: str) -> None:
@@ -114,10 +116,11 @@ def dry_run(args: argparse.Namespace, sweep, folder: Path, workers: int | None) 
     from sweeps import cost
     from sweeps.launch import local
     from sweeps.launch.engine import MOST_WORKERS
+    from sweeps.launch.prepare import check_sweep
     from sweeps.measure import measure_missing
     from sweeps.plan import finished_runs, plan_in
 
-    local.check(sweep)
+    check_sweep(sweep)
     finished = finished_runs(folder, sweep.runs)
     left = [config for config in sweep.runs if config.run_id not in finished]
     units, known, note = plan_in(folder, sweep.runs, not args.no_sharing), None, ""

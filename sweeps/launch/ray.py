@@ -17,10 +17,10 @@ from typing import Any
 
 from models.errors import InputError
 from scaling.exit_codes import PREEMPTED
-from sweeps.launch.engine import Attended, Standing, follow, standing, worker_command, workers_wanted
+from sweeps.launch.engine import Standing, follow, standing, worker_command, workers_wanted
 from sweeps.launch.placement import Placement
+from sweeps.launch.supervisor import GRACE_SECONDS, Start, Supervisor
 
-GRACE_SECONDS = 60.0  # for workers to save and leave, before they are ended
 HANDED_ON = ("JAX_", "XLA_", "SCALING_", "PYTHONPATH")  # beginnings of the environment's names; Slurm hands on all
 
 
@@ -56,10 +56,10 @@ def launch(
             stack.callback(signal.signal, number, signal.signal(number, ask))
         if lacking := lacks(placement, ray.cluster_resources()):
             show(f"the cluster has not enough {lacking} for a worker; waiting for a node that has")
-        task = ray.remote(attend).options(**options(placement))
+        attended = ray.remote(attend).options(**options(placement))
         environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
         work = list(command or worker_command(folder))
-        tasks = [task.remote(folder, work, environment) for _ in range(workers_wanted(placement, now.left))]
+        tasks = [attended.remote(folder, work, environment) for _ in range(workers_wanted(placement, now.left))]
 
         def alive() -> int:
             if asked.is_set():
@@ -72,9 +72,9 @@ def launch(
             show("stopping: workers save their state; launch again to continue")
             stop(ray, tasks)
             raise SystemExit(PREEMPTED) from None
-        for done in ended(ray, tasks):
-            if said := trouble(ray, done):
-                show(said)
+        for task in ended(ray, tasks):
+            if problem := trouble(ray, task):
+                show(problem)
         stop(ray, tasks)  # those that wait for a node, or for a run that another launcher has ended
     return end
 
@@ -94,8 +94,8 @@ def connect(ray: Any, placement: Placement, stack: contextlib.ExitStack) -> None
     try:
         ray.init(address=placement.ray_address or "local", log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        said = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise InputError(f"ray_address = {placement.ray_address!r}: no Ray cluster there ({said})") from None
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise InputError(f"ray_address = {placement.ray_address!r}: no Ray cluster there ({reason})") from None
     stack.callback(ray.shutdown)
 
 
@@ -120,11 +120,11 @@ def attend(folder: Path, command: list[str], environment: dict[str, str]) -> int
     signal.signal(signal.SIGINT, signal.default_int_handler)
     log = folder / "logs" / f"ray-{socket.gethostname()}-{os.getpid()}.log"
     log.parent.mkdir(exist_ok=True)
-    worker = Attended(folder, command, log)
+    supervisor = Supervisor(folder, [Start(command, log)])
     try:
-        return worker.work()
+        return supervisor.run()
     finally:
-        worker.end(GRACE_SECONDS)  # where the task was cancelled: Ray raises KeyboardInterrupt in it
+        supervisor.end()  # where the task was cancelled: Ray raises KeyboardInterrupt in it
 
 
 def ended(ray: Any, tasks: list) -> list:

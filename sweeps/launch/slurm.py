@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,18 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
-from scaling.exit_codes import BAD_INPUT
+from scaling.exit_codes import BAD_INPUT, DONE
 from scaling.folder import read_json, write_atomically
-from sweeps.launch.engine import (
-    STARTS,
-    Attended,
-    Standing,
-    follow,
-    standing,
-    worker_command,
-    workers_wanted,
-)
+from sweeps.launch.attempts import ATTEMPTS
+from sweeps.launch.engine import Standing, follow, standing, worker_command, workers_wanted
 from sweeps.launch.placement import Placement
+from sweeps.launch.supervisor import Start, Supervisor
+
+JOB = re.compile(r"\d+(_\d+)?")  # of an array, 12_0
 
 
 def launch(
@@ -72,7 +69,7 @@ def launch(
     try:
         end = follow(folder, lambda: still_queued(jobs), show)
         if end.left:
-            show(f"no job is left; what they said is in {folder / 'logs' / 'slurm'}")
+            show(f"no job is left; their output is in {folder / 'logs' / 'slurm'}")
         return end
     except KeyboardInterrupt:
         show(f"no longer following; the jobs go on (end them with: scancel {' '.join(array_ids(jobs))})")
@@ -107,9 +104,9 @@ def submit(submitit: Any, work: "Work", folder: Path, placement: Placement, work
 def reason_of(error: str) -> str:
     """What sbatch said, without what it says each time."""
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in error.strip().splitlines()]
-    said = [line for line in lines if line.strip() and not line.startswith("Try ")]
-    marked = [line for line in said if f"sbatch: {line}" in error or f"sbatch: error: {line}" in error]
-    return "; ".join(marked or said[-1:]) or "no reason given"
+    reasons = [line for line in lines if line.strip() and not line.startswith("Try ")]
+    marked = [line for line in reasons if f"sbatch: {line}" in error or f"sbatch: error: {line}" in error]
+    return "; ".join(marked or reasons[-1:]) or "no reason given"
 
 
 def sbatch_parameters(name: str, placement: Placement) -> dict[str, Any]:
@@ -152,15 +149,15 @@ class Work:
     command: list[str]
     nodes: int
     notice: int  #: seconds to save in
-    worker: Attended | None = None
+    supervisor: Supervisor | None = None
 
     def __call__(self) -> int:
-        self.worker = Attended(self.folder, self.command)
-        signal.signal(signal.SIGTERM, lambda *_: self.worker.leave())
         # A host that dies takes the others' JAX with it: all start again together.
-        code = self.worker.work(starts=1 if self.nodes > 1 else STARTS)
-        if self.nodes > 1 and code not in (0, BAD_INPUT) and not self.worker.asked:
-            requeue(os.environ)
+        self.supervisor = Supervisor(self.folder, [Start(self.command)], again=self.nodes == 1)
+        signal.signal(signal.SIGTERM, lambda *_: self.supervisor.leave())
+        code = self.supervisor.run()
+        if self.nodes > 1 and code not in (DONE, BAD_INPUT) and self.supervisor.asked is None:
+            requeue(os.environ, begun=not self.supervisor.stillborn)
         if code:
             raise SystemExit(code)  # not an error for submitit to keep
         return code
@@ -169,14 +166,14 @@ class Work:
         """Called by submitit on the first host; the training loop tells the other hosts."""
         from submitit.core.utils import DelayedSubmission
 
-        if self.worker is not None:
-            self.worker.end(max(self.notice - 10, 5))
+        if self.supervisor is not None:
+            self.supervisor.end(max(self.notice - 10, 5))
         return DelayedSubmission(Work(self.folder, self.command, self.nodes, self.notice))
 
 
-def requeue(environment: Any) -> None:
-    """Queues this job again, unless it died so too often: Slurm counts the restarts."""
-    if int(environment.get("SLURM_RESTART_COUNT", "0")) < STARTS:
+def requeue(environment: Any, begun: bool) -> None:
+    """Queues this job again: a run that it had `begun` has its attempts counted, else Slurm counts the restarts."""
+    if begun or int(environment.get("SLURM_RESTART_COUNT", "0")) < ATTEMPTS:
         job = environment.get("SLURM_ARRAY_JOB_ID")
         name = f"{job}_{environment['SLURM_ARRAY_TASK_ID']}" if job else environment["SLURM_JOB_ID"]
         # the second host to ask is refused, which is as well
@@ -184,9 +181,14 @@ def requeue(environment: Any) -> None:
 
 
 def read_jobs(folder: Path) -> list[str]:
-    """The ids of the jobs of the latest launches; none where there was no launch."""
+    """The ids of the jobs of the latest launches; none where there was no launch. Raises InputError where damaged."""
     path = folder / "slurm.json"
-    return [str(job) for job in read_json(path).get("jobs", [])] if path.exists() else []
+    if not path.exists():
+        return []
+    jobs = read_json(path).get("jobs")
+    if not isinstance(jobs, list) or not all(isinstance(job, str) and JOB.fullmatch(job) for job in jobs):
+        raise InputError(f"{path}: jobs is no list of the ids of jobs; remove it")
+    return jobs
 
 
 def queued() -> set[str]:
@@ -199,8 +201,8 @@ def queued() -> set[str]:
     except subprocess.TimeoutExpired:
         raise InputError("--on slurm: squeue gives no answer within 60 s") from None
     except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines() or ["no reason given"]
-        raise InputError(f"--on slurm: squeue fails ({said[-1]})") from None
+        lines = error.stderr.strip().splitlines() or ["no reason given"]
+        raise InputError(f"--on slurm: squeue fails ({lines[-1]})") from None
     return set(answer.stdout.split())
 
 

@@ -26,7 +26,7 @@ from scaling.trust import check_links, check_run_id, open_log
 from sweeps.cli.main import main
 from sweeps.define import Sweep
 from sweeps.health import coordinates
-from sweeps.launch import local
+from sweeps.launch.prepare import prepare
 from sweeps.launch.worker import work
 from sweeps.plan import plan, read_plan, write_plan
 from sweeps.status import status_text, sweep_status
@@ -132,7 +132,7 @@ def test_a_sweep_writes_through_no_link_out_of_its_folder(tiny, tmp_path, name):
     (sweep / "sweep.json").write_text(json.dumps({"name": "x", "runs": []}))
     (sweep / name).symlink_to(outside)
     with pytest.raises(InputError, match="a link out of"):
-        local.prepare("x", Sweep((tiny,)), sweep)
+        prepare("x", Sweep((tiny,)), sweep)
     with pytest.raises(InputError, match="a link out of"):
         table(sweep)
     assert not list(outside.iterdir())

@@ -9,7 +9,7 @@ from models.config import ModelConfig
 from scaling.config import DataConfig, RunConfig
 from scaling.execution import Execution
 from sweeps.define import Sweep, grid
-from sweeps.launch import local
+from sweeps.launch.prepare import prepare, write_launch
 
 STUB = Path(__file__).parent / "stub_worker.py"
 
@@ -42,6 +42,6 @@ def real_sweep(corpus: str, folder: Path, sizes=(8, 16), tokens=(300_000, 600_00
     data = DataConfig(source=corpus, seq_len=32, valid_fraction=0.1, repeat=True)
     models = [ModelConfig(d_model=d, n_layers=1, n_heads=2) for d in sizes]
     sweep = Sweep(grid({"model": models, "tokens": list(tokens)}, base=RunConfig(data=data, batch_size=2)))
-    local.prepare("tiny", sweep, folder)
-    local.write_launch(sweep, folder, Execution(checkpoint_seconds=1))
+    prepare("tiny", sweep, folder)
+    write_launch(sweep, folder, Execution(checkpoint_seconds=1))
     return sweep

@@ -1,13 +1,14 @@
 """Plans: who branches from whom, and what the ledger says of it."""
 
 import dataclasses
+import json
 
 import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.config import OptimConfig, RunConfig, ScheduleConfig
-from sweeps.plan import common_steps, ledger, plan, plan_in, read_plan, sources, write_plan
+from sweeps.plan import common_steps, ledger, plan, plan_in, read_plan, sources, unit_of, write_plan
 
 STEP = 8 * 128
 BASE = RunConfig(model=ModelConfig(d_model=16, n_layers=1, n_heads=1), schedule=ScheduleConfig(warmup_tokens=10 * STEP))
@@ -102,6 +103,53 @@ def test_a_plan_is_read_back(tmp_path):
     units = plan(horizons(1000, 2000))
     write_plan(tmp_path, units, "one")
     assert read_plan(tmp_path) == ("one", units)
-    (tmp_path / "plan.json").write_text('{"launch": "one", "units": [{}]}')
+    needing = [units[0], dataclasses.replace(units[1], needs=("0123456789ab",))]
+    write_plan(tmp_path, needing, "two")
+    assert read_plan(tmp_path) == ("two", tuple(needing))
+
+
+def test_a_plan_without_needs_is_read():
+    """As earlier versions wrote it."""
+    unit = plan(horizons(1000))[0]
+    row = {"id": unit.run_id, "config": unit.config.to_dict(), "after": None, "at": 0, "saves": list(unit.saves)}
+    assert unit_of(row) == unit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {},
+        {"id": "../../elsewhere"},
+        {"after": "../elsewhere"},
+        {"after": 7},
+        {"at": -1},
+        {"at": 1001},
+        {"at": "1"},
+        {"saves": [0.5]},
+        {"saves": None},
+        {"needs": "abc"},
+        {"needs": [None]},
+        {"config": []},
+        {"needs": ["SELF"]},
+    ],
+    ids=str,
+)
+def test_a_damaged_plan_is_refused(tmp_path, damage):
+    """In one line, and before a worker follows it: a run that waits for itself would wait for ever."""
+    (unit,) = plan(horizons(1000))
+    write_plan(tmp_path, [unit], "one")
+    content = json.loads((tmp_path / "plan.json").read_text())
+    damage = {k: [unit.run_id] if v == ["SELF"] else v for k, v in damage.items()}
+    content["units"] = [content["units"][0] | damage] if damage else [{}]
+    (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="launch the sweep again"):
+        read_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "7", '{"launch": 1, "units": []}', '{"launch": "x", "units": 7}', "[" * 99_999]
+)
+def test_what_is_no_plan_is_refused(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(InputError, match=r"plan\.json"):
         read_plan(tmp_path)

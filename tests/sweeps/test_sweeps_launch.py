@@ -12,10 +12,13 @@ from processes import DEFINITION, assert_same_runs, finish, start, wait_for, wor
 
 from models.errors import InputError
 from scaling.config import RunConfig
-from scaling.folder import write_atomically
+from scaling.folder import read_config, write_atomically
 from scaling.result import result_of
+from sweeps.cli.main import main
 from sweeps.define import load_sweep
 from sweeps.launch import local
+from sweeps.launch.prepare import check_sweep, prepare
+from sweeps.launch.queue import mark
 from sweeps.plan import plan, write_plan
 from sweeps.table import table
 
@@ -59,14 +62,14 @@ def test_failures_are_told_and_leave_the_others_alone(definition, tmp_path):
     """A run folder that is not a run fails that run alone, with its reason; diverged runs are counted apart."""
     out = tmp_path / "sweep"
     _, sweep = load_sweep(str(definition))
-    local.prepare("tiny", sweep, out)
+    prepare("tiny", sweep, out)
     broken = out / "runs" / sweep.runs[0].run_id
     broken.mkdir()
-    (broken / "config.json").write_text("{")
+    (broken / "config.json").write_text(json.dumps(sweep.runs[1].to_dict()))
     lines = []
     state = local.launch(sweep, out, workers=2, show=lambda state, line: lines.append(line))
     assert (state.finished, list(state.failed)) == (3, [broken.name])
-    assert "move the folder away and launch again" in state.failed[broken.name]
+    assert f"holds another run ({sweep.runs[1].run_id}" in state.failed[broken.name]
     assert sum("trying again" in line for line in lines) == 0, "bad input does not mend by trying again"
 
 
@@ -74,12 +77,73 @@ def test_a_run_whose_folder_cannot_be_used_leaves_the_others_alone(definition, t
     """A file stands where the run's folder should be: nothing can be leased, nor a failure kept."""
     _, sweep = load_sweep(str(definition))
     out = tmp_path / "out"
-    local.prepare("tiny", sweep, out)
+    prepare("tiny", sweep, out)
     dearest = max(sweep.runs, key=lambda config: config.flops).run_id
     (out / "runs" / dearest).write_text("in the way")
     state = local.launch(sweep, out, workers=2)
     assert (state.finished, list(state.failed)) == (3, [dearest])
-    assert "its folder cannot be used: [Errno 17]" in state.failed[dearest]
+    assert "its folder cannot be used: [Errno 20]" in state.failed[dearest]
+
+
+def test_what_can_be_made_again_is_set_aside_and_made_again(definition, undisturbed, tmp_path):
+    """Each damage would stop its run, or every launch, for ever; the content is that of a run begun and of one over."""
+    _, sweep = load_sweep(str(definition))
+    out = tmp_path / "out"
+    prepare("tiny", sweep, out)
+    lost, unreadable, no_result, leased = (out / "runs" / config.run_id for config in sweep.runs)
+    for run in (lost, unreadable, no_result, leased):
+        run.mkdir()
+    (lost / "curve.parquet").write_bytes(b"")  # a run that had begun
+    (unreadable / "config.json").write_text("[" * 100_000)
+    (no_result / "result.json").write_text('{"status": "fin')
+    (leased / "lease-000001").mkdir()
+    prepare("tiny", sweep, out)
+    state = local.launch(sweep, out, workers=2)
+    assert (state.finished, state.failed) == (4, {})
+    assert_same_runs(table(out), undisturbed)
+    aside = sorted(path.name.rpartition("-")[0] for path in out.glob("runs/*/damaged-*"))
+    assert aside == ["damaged-config.json", "damaged-lease-000001", "damaged-result.json"]
+
+
+def test_a_result_without_its_configuration_is_kept(definition, tmp_path):
+    """A lost config.json follows from the folder's name; until now no later launch got past it."""
+    _, sweep = load_sweep(str(definition))
+    out = tmp_path / "out"
+    prepare("tiny", sweep, out)
+    config = sweep.runs[0]
+    run = out / "runs" / config.run_id
+    run.mkdir()
+    result = result_of(config, 2.0, corpus=check_sweep(sweep)[config.run_id])
+    (run / "result.json").write_text(json.dumps(result.to_dict()))
+    prepare("tiny", sweep, out)
+    assert read_config(run) == config
+    assert list(table(out)["loss"]) == [2.0]
+
+
+def test_marks_follow_the_results(definition, tmp_path):
+    """A result that was removed, to have its run trained again, is not over for the workers."""
+    _, sweep = load_sweep(str(definition))
+    out = tmp_path / "out"
+    prepare("tiny", sweep, out)
+    mark(out, [sweep.runs[0].run_id])
+    prepare("tiny", sweep, out)
+    assert os.listdir(out / "over") == []
+
+
+def test_a_sweep_with_diverged_runs_ends_with_1(definition, tmp_path, capsys):
+    """As the README says: what a script would go on with is not all there."""
+    _, sweep = load_sweep(str(definition))
+    out = tmp_path / "out"
+    prepare("tiny", sweep, out)
+    corpora = check_sweep(sweep)
+    for i, config in enumerate(sweep.runs):
+        run = out / "runs" / config.run_id
+        run.mkdir()
+        (run / "config.json").write_text(json.dumps(config.to_dict()))
+        result = result_of(config, None if i == 0 else 2.0, corpus=corpora[config.run_id])
+        (run / "result.json").write_text(json.dumps(result.to_dict()))
+    assert main(["sweep", str(definition), "--out", str(out)]) == 1
+    assert "3 finished, 1 diverged, 0 failed" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -87,7 +151,7 @@ def test_a_worker_takes_what_another_launch_adds(definition, undisturbed, tmp_pa
     """And keeps what that one leaves out; so runs added while Slurm's jobs run are trained by them."""
     _, sweep = load_sweep(str(definition))
     out = tmp_path / "out"
-    local.prepare("tiny", sweep, out)
+    prepare("tiny", sweep, out)
     units = plan(sweep.runs)
     write_atomically(out / "execution.json", "{}")
     first, left_out = sorted((unit for unit in units if unit.after is None), key=lambda unit: -unit.flops)
@@ -107,19 +171,19 @@ def test_a_sweep_is_checked_before_anything_is_made(definition, tmp_path, corpus
     path.write_text(DEFINITION.format(source=corpus).replace("repeat=True", "repeat=False"))
     _, sweep = load_sweep(str(path))
     with pytest.raises(InputError, match="allow repeats with --repeat"):
-        local.prepare("large", sweep, tmp_path / "out")
+        prepare("large", sweep, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("x")
     with pytest.raises(InputError, match="not the folder of a sweep"):
-        local.prepare("tiny", load_sweep(str(definition))[1], tmp_path / "mine")
+        prepare("tiny", load_sweep(str(definition))[1], tmp_path / "mine")
     with pytest.raises(InputError, match="--workers 0"):
         local.placements(0, 1)
     text = definition.read_text().rstrip()
     for wrong, message in {"law='chinchila'": "chinchilla", "holdout='flop > 1'": "flop"}.items():
         path.write_text(f"{text[:-1]}, {wrong})")
         with pytest.raises(ValueError, match=message):
-            local.prepare("wrong", load_sweep(str(path))[1], tmp_path / "out")
+            prepare("wrong", load_sweep(str(path))[1], tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -127,14 +191,14 @@ def test_what_a_killed_prepare_left_is_no_obstacle(definition, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / ".sweep.json.123.tmp").write_text('{"na')
-    local.prepare("tiny", load_sweep(str(definition))[1], out)
+    prepare("tiny", load_sweep(str(definition))[1], out)
     assert (out / "sweep.json").exists()
 
 
 def test_workers_that_cannot_begin_are_told(definition, tmp_path, monkeypatch):
-    monkeypatch.setattr(local.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     _, sweep = load_sweep(str(definition))
-    local.prepare("tiny", sweep, tmp_path / "out")
+    prepare("tiny", sweep, tmp_path / "out")
     with pytest.raises(InputError, match="workers end before they can begin"):
         local.launch(sweep, tmp_path / "out", workers=1)
 
@@ -142,7 +206,7 @@ def test_workers_that_cannot_begin_are_told(definition, tmp_path, monkeypatch):
 def test_runs_on_two_versions_of_a_corpus_are_not_mixed(definition, tmp_path):
     _, sweep = load_sweep(str(definition))
     out = tmp_path / "out"
-    local.prepare("tiny", sweep, out)
+    prepare("tiny", sweep, out)
     for config, corpus in zip(sweep.runs, "aabb", strict=True):
         folder = out / "runs" / config.run_id
         folder.mkdir()
@@ -151,7 +215,7 @@ def test_runs_on_two_versions_of_a_corpus_are_not_mixed(definition, tmp_path):
     with pytest.raises(InputError, match="2 versions of the corpus"):
         table(out)
     with pytest.raises(InputError, match="was trained on another version"):
-        local.prepare("tiny", sweep, out)
+        prepare("tiny", sweep, out)
 
 
 def test_table_of_begun_runs(tmp_path):

@@ -12,7 +12,7 @@ from models.errors import InputError
 from models.sizing import counts
 from scaling.engine.schedules import learning_rates
 from sweeps.define import Sweep, library, load_sweep
-from sweeps.launch import local
+from sweeps.launch.prepare import check_sweep
 from sweeps.library import _family, critical_batch
 from sweeps.plan import ledger, plan
 
@@ -42,7 +42,7 @@ def test_sweeps_are_pure_whole_and_documented(name):
 
 @pytest.mark.parametrize("name", library())
 def test_sweeps_can_be_trained_on_the_default_corpus(name):
-    assert len(local.check(load_sweep(name)[1])) == len(load_sweep(name)[1].runs)
+    assert len(check_sweep(load_sweep(name)[1])) == len(load_sweep(name)[1].runs)
 
 
 @pytest.mark.parametrize("name", DIALLED)
@@ -58,7 +58,7 @@ def test_the_dial_multiplies_compute(name):
 
 def test_a_dial_beyond_the_corpus_says_what_to_do():
     with pytest.raises(InputError, match=r"holds .* training tokens; .*--repeat .*, or take a larger corpus"):
-        local.check(load_sweep("kaplan_n", 1000)[1])
+        check_sweep(load_sweep("kaplan_n", 1000)[1])
     with pytest.raises(InputError, match="take another dial"):
         load_sweep("chinchilla_3", 0.01)
 
