@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A file's tests stay in one process, so that what they share is made once. More than four would want much memory.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 # A folder that was moved or copied has a .venv that points at its old place: it is made again.
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
@@ -14,7 +16,7 @@ endif
 .PHONY: help setup quickstart test fast lint format lock clean
 help:
 	@echo "make quickstart  train the quickstart sweep, fit it, check it on held-out runs (about 5 minutes)"
-	@echo "make test        every test;  make fast: without those marked slow"
+	@echo "make test        every test;  make fast: without those marked slow (about 2 minutes)"
 	@echo "make lint        ruff check and format check;  make format: apply them"
 	@echo "make lock        write requirements.lock again from pyproject.toml"
 	@echo "make clean       remove .venv (runs/ stays)"
@@ -37,10 +39,10 @@ quickstart: $(STAMP)
 	@$(BIN)/python -m sweeps.cli report runs/quickstart
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 fast: $(STAMP)
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

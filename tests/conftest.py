@@ -5,6 +5,7 @@ $SCALING_TEST_CACHE, else in the user's cache. That hides no mistake: XLA finds 
 text, its options and the compiler's version, so code that has changed finds another program or the one it would make.
 """
 
+import contextlib
 import os
 import tempfile
 import time
@@ -30,8 +31,9 @@ import pytest  # noqa: E402
 def pytest_sessionstart() -> None:
     """Drops programs that are old. They are made again; JAX does not touch an entry that it reads."""
     for entry in _programs.glob("*-cache"):
-        if entry.stat().st_mtime < time.time() - KEPT_DAYS * 86_400:
-            entry.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another session does the same
+            if entry.stat().st_mtime < time.time() - KEPT_DAYS * 86_400:
+                entry.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -208,7 +208,7 @@ def test_profile_covers():
         runs, truth = table_of("over_training", noise=0.004, seed=seed)
         found = profile(fit(runs, "over_training", 1e-3), runs, "eta")
         inside.append((found.low or 0) <= truth["eta"] <= (found.high or 9))
-    assert 0.7 <= np.mean(inside) <= 1.0
+    assert np.mean(inside) >= 0.7
 
 
 def test_multiverse_varies_each_axis():
@@ -256,7 +256,8 @@ def test_compare_and_backtest_tables():
     tested = backtest(pose(runs, chosen))
     factors = by_factor(tested, tested.factor)
     assert factors["predictions"].sum() == len(tested.error)
-    assert factors["coverage"].between(0, 1).all()
+    assert factors["coverage"].min() >= 0.8, "under the law that made the runs, 90 % intervals are too narrow"
+    assert factors["mean_error"].max() < 2 * 0.003
 
 
 def test_allocation_with_serving_unique_tokens_and_excess():

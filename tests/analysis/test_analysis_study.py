@@ -119,7 +119,7 @@ def test_a_wrong_law_owns_up():
 @pytest.mark.parametrize(("truth", "law", "least"), [("coupled", "coupled", 0.84), ("coupled", "chinchilla", 0.75)])
 def test_coverage(truth, law, least):
     """60 sweeps of 22 fitted and 3 held-out runs: 90 % intervals cover about 90 %, also under a wrong law."""
-    assert least <= measure(truth, (5, 5), law, sweeps=60, draws=150)["coverage"] <= 1.0
+    assert measure(truth, (5, 5), law, sweeps=60, draws=150)["coverage"] >= least
 
 
 @pytest.mark.parametrize("law", JOINT)

@@ -8,7 +8,7 @@ import pytest
 
 from models.config import ModelConfig, replace
 from models.errors import InputError
-from scaling.config import ObjectiveConfig, OptimConfig, RunConfig
+from scaling.config import ObjectiveConfig, RunConfig
 from scaling.fields import leaves
 from sweeps.cost import Known, dry_run_json, dry_run_text, duration
 from sweeps.define import (
@@ -330,4 +330,3 @@ def test_rule_is_the_formula():
     rule = PowerRule(c=0.003, p=-0.4, q=-0.5, batch_size=2, n_range=(1e4, 1e6), d_range=(1e5, 1e7))
     assert rule.lr(1e5, 1e6) == 0.003
     assert rule.lr(2e5, 4e6) == pytest.approx(0.003 * 2**-0.4 / 2, rel=5e-3)
-    assert rule(RunConfig(optim=OptimConfig(lr=1.0))).optim.lr != 1.0

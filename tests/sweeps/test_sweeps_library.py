@@ -23,11 +23,6 @@ def flops(sweep: Sweep) -> float:
     return sum(config.flops for config in sweep.runs)
 
 
-def test_the_classics_are_there():
-    wanted = "kaplan_n kaplan_d chinchilla_1 chinchilla_2 chinchilla_3 over_training data_constrained lr_batch"
-    assert {*wanted.split(), "width_transfer", "critical_batch"} == set(DIALLED)
-
-
 @pytest.mark.parametrize("name", library())
 def test_sweeps_are_pure_whole_and_documented(name):
     short, sweep = load_sweep(name)
