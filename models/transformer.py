@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from models.attention import cached_attention, causal_attention
 from models.config import ModelConfig
 from models.implementation import Implementation
-from models.loss import head_loss, token_losses
+from models.loss import head_loss, head_token_losses
 from models.parametrization import embedding_multiplier, multipliers, rule
 from models.product import product
 
@@ -272,7 +272,8 @@ def next_token_loss(
 
     Returns (loss_BT, log_z_BT): the loss per token, and log of the partition function, for z-loss.
     """
-    return token_losses(apply(config, params, tokens_BU[:, :-1], dtype, how), tokens_BU[:, 1:])
+    x_BTD, w_DV, logits_of = below_logits(config, params, tokens_BU[:, :-1], dtype, how)
+    return head_token_losses(how, logits_of, x_BTD, w_DV, tokens_BU[:, 1:])
 
 
 def mean_loss(
@@ -281,11 +282,21 @@ def mean_loss(
     tokens_BU: jax.Array,
     dtype: jnp.dtype = jnp.float32,
     how: Implementation = DEFAULT,
+    weight_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(objective, loss): means over all tokens in nats; the objective, to be differentiated, has z-loss added."""
-    model = Transformer(config, dtype, how)
-    x_BTD, _ = model.apply({"params": params}, tokens_BU[:, :-1], method="hidden")
-    w_DV = model.apply({"params": params}, method="head")
-    logits_of = functools.partial(logits, config, how)
-    objective, loss = head_loss(config, how, logits_of, x_BTD, w_DV, tokens_BU[:, 1:])
+    """(objective, loss): means over all tokens in nats, each token's times its weight where weights are given; the
+    objective, to be differentiated, has z-loss added.
+    """
+    x_BTD, w_DV, logits_of = below_logits(config, params, tokens_BU[:, :-1], dtype, how)
+    objective, loss = head_loss(config, how, logits_of, x_BTD, w_DV, tokens_BU[:, 1:], weight_BT)
     return objective / tokens_BU[:, 1:].size, loss / tokens_BU[:, 1:].size
+
+
+def below_logits(
+    config: ModelConfig, params: Params, tokens_BT: jax.Array, dtype: jnp.dtype, how: Implementation
+) -> tuple[jax.Array, jax.Array, Callable]:
+    """(x_BTD, w_DV, logits_of): the last hidden layer, the head, and the function that makes logits of both."""
+    model = Transformer(config, dtype, how)
+    x_BTD, _ = model.apply({"params": params}, tokens_BT, method="hidden")
+    w_DV = model.apply({"params": params}, method="head")
+    return x_BTD, w_DV, functools.partial(logits, config, how)

@@ -47,6 +47,9 @@ class RunResult:
     flops: float  #: training FLOPs of the whole run from its beginning
     valid_tokens: int  #: tokens that the loss is a mean over
     corpus: str  #: key of the token store
+    flops_validation: float = field(
+        default=0.0, metadata=ADDED
+    )  #: forward only, of all its validations; not in `flops`
     branched_from: str | None = field(default=None, metadata=ADDED)  #: id of the run whose first steps it took over
     branched_at_step: int = field(default=0, metadata=ADDED)  #: how many steps those are
     diverged_at_step: int | None = field(default=None, metadata=ADDED)

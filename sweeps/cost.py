@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -18,7 +18,9 @@ from analysis.text import text_table
 from models.sizing import shape, training_bytes
 from scaling.alike import same_program, same_regime
 from scaling.config import RunConfig
+from scaling.data.batches import n_valid_windows, validation_flops
 from scaling.data.cache import cache_root
+from scaling.data.store import TokenStore, open_store
 from scaling.engine.runtime import compilation_cache, processor
 from sweeps.plan import Unit, ledger
 
@@ -31,6 +33,7 @@ RUN_SECONDS = 2.0  # of every run beyond its steps: set-up, validation, checkpoi
 START_SECONDS = 5.0  # of a worker, until it trains
 SPEEDS = "speeds.jsonl"
 NEAR_SIZE, NEAR_BATCH = 1.5, 1.5  # ratios to which measurements speak beyond their own sizes and batches
+VALIDATION_SHARE = 0.05  # of the training FLOPs: where validation costs more, a dry run warns
 LATEST = 5  # measurements of one shape that count; older ones are of older code
 
 
@@ -212,13 +215,44 @@ def schedule_seconds(jobs: Sequence[Job], workers: int, running: Collection[int]
     return last
 
 
+def validated_tokens(runs: Iterable[RunConfig]) -> dict[str, int]:
+    """How many tokens each run validates on, by its id; their corpora are opened."""
+
+    @functools.cache
+    def store(*of: Any) -> TokenStore:
+        return open_store(of[0], of[1], valid_fraction=of[2])
+
+    return {
+        config.run_id: config.data.seq_len
+        * n_valid_windows(config, store(config.data.source, config.data.tokenizer, config.data.valid_fraction))
+        for config in runs
+    }
+
+
+def validation_cost(units: Sequence[Unit], tokens: Mapping[str, int]) -> dict[str, Any]:
+    """FLOPs of validating each run once, and `valid_tokens_advised`: how many tokens would cost VALIDATION_SHARE of the
+    training that the sweep spends; None where they cost no more.
+    """
+    cost = {unit.run_id: validation_flops(unit.config, tokens[unit.run_id]) for unit in units}
+    spent, whole = sum(cost.values()), ledger(units)["flops_spent"]
+    advised = None
+    if spent > VALIDATION_SHARE * whole:
+        of_one = sum(validation_flops(unit.config, 1) for unit in units)
+        advised = int(float(f"{VALIDATION_SHARE * whole / of_one:.1e}"))
+    return {"flops_validation": spent, "valid_tokens_advised": advised}
+
+
 def dry_run_json(
-    units: Sequence[Unit], workers: int, finished: Collection[str] = (), known: Known | None = None
+    units: Sequence[Unit],
+    workers: int,
+    finished: Collection[str] = (),
+    known: Known | None = None,
+    valid_tokens: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """FLOPs wanted, spent and shared by the whole sweep, `seconds` for what is not in `finished` (ids), and the runs.
 
     `seconds` counts the start of the workers, compiling, and what each run costs beyond its steps. They are None where
-    nothing is `known` of the machine.
+    nothing is `known` of the machine. valid_tokens: by run id, for what validation costs.
     """
     units = sorted(units, key=lambda u: (u.config.flops, u.run_id))
     left = sorted((u for u in units if u.run_id not in finished), key=lambda u: -u.flops)  # as workers take them
@@ -251,6 +285,7 @@ def dry_run_json(
     in_all = round(schedule_seconds(list(jobs.values()), workers) + start, 1) if jobs else 0.0
     return {
         **ledger(units),
+        **(validation_cost(units, valid_tokens) if valid_tokens else {}),
         "seconds": None if known is None else in_all,
         "workers": workers,
         "measured": known is not None and all(known.near(unit.config) for unit in left),
@@ -301,7 +336,23 @@ def dry_run_text(result: dict[str, Any], note: str = "") -> str:
     source = "measured here" if result["measured"] else "a guess: not measured on this machine"
     workers = result["workers"]
     time = note if note else f"about {duration(result['seconds'])} on {workers} workers ({source})"
+    flops += validation_text(result)
     return f"{text_table([header, *rows])}\nFLOPs: {flops}\ntotal: {count}, {result['flops_wanted']:.4g} FLOPs, {time}"
+
+
+def validation_text(result: dict[str, Any]) -> str:
+    """What validation costs, after the other FLOPs, and a line that warns where that is much."""
+    if "flops_validation" not in result:
+        return ""
+    cost, advised = result["flops_validation"], result["valid_tokens_advised"]
+    share = cost / result["flops_spent"]
+    text = f"; validation, once a run: {cost:.4g} more ({share:.1%})"
+    if advised is None:
+        return text
+    return (
+        f"{text}\nwarning: validation costs {share:.0%} of the training FLOPs; data.valid_tokens = {advised} would "
+        f"cost {VALIDATION_SHARE:.0%} (set it for all runs that are to be compared: it changes their ids)"
+    )
 
 
 def duration(seconds: float) -> str:

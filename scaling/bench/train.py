@@ -199,22 +199,22 @@ def measure(job: dict[str, Any]) -> None:
     if mesh.size == 1:
         corpus = jax.device_put(rng.integers(0, case.vocab_size, 2**20).astype(np.uint16))
         starts = rng.integers(0, 2**20 - case.seq_len - 1, (CHUNK_STEPS, case.batch)).astype(np.int32)
-        data = {"corpus": corpus, "start_XB": starts}
+        data = {"whole": {"tokens_BU": corpus}, "start_XB": starts}
     else:
         tokens = rng.integers(0, case.vocab_size, (CHUNK_STEPS, case.batch, case.seq_len + 1)).astype(np.int32)
-        data = {"tokens_XBU": jax.device_put(tokens, batch_sharding(mesh, axis=1))}
+        data = {"batch_X": {"tokens_BU": jax.device_put(tokens, batch_sharding(mesh, axis=1))}}
     lr, decay = np.full(CHUNK_STEPS, 1e-4, np.float32), np.full(CHUNK_STEPS, 1e-5, np.float32)
     state = program.init(jax.random.key(0))
     jax.block_until_ready(state)
     began = time.perf_counter()
-    steps = program.steps.lower(state, data, lr, decay, 1).compile()
+    steps = program.steps.lower(state, {}, data, lr, decay, 1).compile()
     compile_seconds = time.perf_counter() - began
 
     def call(n: int) -> float:
         """Seconds of a call of n steps, to the arrival of its losses."""
         nonlocal state
         began = time.perf_counter()
-        state, metrics = steps(state, data, lr, decay, n)
+        state, metrics = steps(state, {}, data, lr, decay, n)
         jax.device_get(metrics)
         return time.perf_counter() - began
 

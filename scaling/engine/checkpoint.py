@@ -40,6 +40,12 @@ class Checkpointer:
         # One under way has another name: orbax renames its folder when all is written.
         return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isascii() and p.name.isdigit())
 
+    def agreed_steps(self) -> list[int]:
+        """`steps`, on all hosts as the first one sees them: a file server may show them different ones."""
+        steps = self.steps()
+        n = int(agree(len(steps))[0, 0])
+        return agree(*(steps if jax.process_index() == 0 else [0] * n))[0].tolist() if n else []
+
     def save(self, step: int, state: Any) -> None:
         """Starts saving `state` (a tree of arrays) as of `step` finished steps; returns once it is copied.
 
@@ -48,7 +54,7 @@ class Checkpointer:
         """
         import orbax.checkpoint as ocp
 
-        if self.keep is None and step in self.steps():
+        if self.keep is None and agree(step in self.steps())[0, 0]:
             return
         # On a CPU orbax would read the very buffers that the next step is free to reuse.
         state = jax.tree.map(jnp.copy, state) if jax.default_backend() == "cpu" else state
@@ -68,7 +74,7 @@ class Checkpointer:
         `abstract`: a tree of ShapeDtypeStruct with shardings. A checkpoint that does not read is reported and set
         aside, as damaged-STEP beside the folder.
         """
-        steps = self.steps()
+        steps = self.agreed_steps()
         for step in reversed(steps):
             if (state := self.restore_step(step, abstract, report)) is not None:
                 return step, state

@@ -64,8 +64,8 @@ def change(config: RunConfig, steps: int = STEPS) -> dict[str, float]:
     look = activations(config.model, jnp.dtype(config.dtype))
     seen = tokens_XBU[0, :, :-1]
     before = look(state["params"], seen)
-    data = {"tokens_XBU": jax.device_put(tokens_XBU, batch_sharding(mesh, axis=1))}
-    state, _ = program.steps(state, data, lr, decay, steps)
+    data = {"batch_X": {"tokens_BU": jax.device_put(tokens_XBU, batch_sharding(mesh, axis=1))}}
+    state, _ = program.steps(state, {}, data, lr, decay, steps)
     after = look(state["params"], seen)
     return {name: float(jnp.sqrt(jnp.mean(jnp.square(after[name] - before[name])))) for name in before}
 

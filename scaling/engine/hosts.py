@@ -92,6 +92,13 @@ def connect(hosts: Hosts) -> None:
         ) from None
 
 
+def first_host() -> bool:
+    """Whether this process writes the run's record; the others read."""
+    import jax
+
+    return jax.process_index() == 0
+
+
 def agree(*values: int) -> np.ndarray:
     """The values of every process, int64 [processes, values]; all processes call it at the same step."""
     import jax

@@ -12,9 +12,16 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from models.errors import InputError
-from models.sizing import shape
+from models.sizing import counts, shape, training_bytes
 from scaling.config import RunConfig
-from scaling.engine.program import CHUNK_STEPS, abstract_state, program_for
+from scaling.engine.program import (
+    CHUNK_STEPS,
+    VALIDATION_TOKENS,
+    abstract_state,
+    logit_chunks,
+    program_for,
+    validation_windows,
+)
 from scaling.engine.sharding import batch_sharding, check_mesh, make_mesh
 from scaling.execution import AXES, Execution, mesh_sizes
 
@@ -38,19 +45,49 @@ def least_bytes(config: RunConfig, execution: Execution, sizes: dict[str, int]) 
     }
 
 
+def validation_bytes(config: RunConfig, sizes: dict[str, int]) -> int:
+    """What every device holds at the least of a validation batch besides the state: the part of its logits that is made
+    at a time, in float32.
+    """
+    mesh = AbstractMesh(tuple(sizes[a] for a in AXES), AXES)
+    T, vocab, tensor = config.data.seq_len, config.model.vocab_size, sizes["tensor"]
+    tokens = validation_windows(T, mesh) * T / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
+    logits = 4 * tokens * (vocab // tensor if vocab % tensor == 0 else vocab)
+    return math.ceil(logits / logit_chunks(config, mesh, tokens))
+
+
+def needed_bytes(config: RunConfig, execution: Execution, sizes: dict[str, int]) -> int:
+    """The least that a device must hold: in a step or in a validation, whichever is more."""
+    parts = least_bytes(config, execution, sizes)
+    state = parts["parameter_bytes"] + parts["optimizer_bytes"]
+    return max(sum(parts.values()), state + validation_bytes(config, sizes))
+
+
+def member_bytes(config: RunConfig) -> int:
+    """Bytes that each member of a swarm takes at the most: in a step, or where all are validated; but for the logits of
+    a validation, which are made in parts for all members together.
+    """
+    model, T = config.model, config.data.seq_len
+    tokens = max(T, VALIDATION_TOKENS // T * T)
+    width = 4 * model.d_model + 3 * model.d_ff  # the residual stream, and the widest values within one layer
+    attention = max(1, tokens // T) * model.n_heads * T**2
+    validation = 12 * counts(model).n_total + 4 * (tokens * width + attention)
+    return max(training_bytes(model, config.batch_size, T), validation)
+
+
 def local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def check_memory(config: RunConfig, execution: Execution, sizes: dict[str, int], limit: int) -> None:
     """Raises InputError where the least a device must hold is more than `limit` bytes, with what would fit."""
-    needs = sum(least_bytes(config, execution, sizes).values())
+    needs = needed_bytes(config, execution, sizes)
     if needs <= limit:
         return
     options = []
     devices = math.prod(sizes.values())
     for what, execution_, sizes_ in alternatives(config, execution, sizes):
-        if sum(least_bytes(config, execution_, sizes_).values()) <= limit:
+        if needed_bytes(config, execution_, sizes_) <= limit:
             options.append(what)
             if math.prod(sizes_.values()) > devices:
                 break
@@ -119,7 +156,8 @@ def plan(config: RunConfig, execution: Execution, compiled: bool, limit: int | N
         "mesh": line_of(sizes),
         "devices": math.prod(sizes.values()),
         **parts,
-        "least_bytes": sum(parts.values()),
+        "validation_bytes": validation_bytes(config, sizes),
+        "least_bytes": needed_bytes(config, execution, sizes),
     }
     return result | (xla_report(config, execution, make_mesh(execution.mesh)) if compiled else {})
 
@@ -134,7 +172,8 @@ def xla_report(config: RunConfig, execution: Execution, mesh: Mesh) -> dict[str,
     )
     scalars = jax.ShapeDtypeStruct((CHUNK_STEPS,), np.float32)
     began = time.perf_counter()
-    done = program.steps.lower(program.abstract_state, {"tokens_XBU": tokens}, scalars, scalars, 1).compile()
+    data = {"batch_X": {"tokens_BU": tokens}}
+    done = program.steps.lower(program.abstract_state, {}, data, scalars, scalars, 1).compile()
     seconds = time.perf_counter() - began
     said = done.memory_analysis()
     arguments, temporaries = int(said.argument_size_in_bytes), int(said.temp_size_in_bytes)
@@ -158,6 +197,7 @@ def plan_text(result: dict[str, Any]) -> str:
         "optimizer": "optimiser",
         "gradient": "gradients",
         "layer_input": "layer inputs",
+        "validation": "or validation",
     }
     lines += [f"  {words:14s} {gib(result[name + '_bytes'])}" for name, words in names.items()]
     lines.append(f"  {'at the least':14s} {gib(result['least_bytes'])}")

@@ -4,9 +4,11 @@ They depend on the model, the batch shape, the optimiser and the mesh, not on le
 or seed, and are kept from run to run in a process: a second run of the same shape starts at once.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,32 +23,102 @@ from models.errors import InputError
 from models.implementation import Implementation
 from scaling.alike import compiled_optim
 from scaling.config import OptimConfig, RunConfig
+from scaling.data.batches import cut
 from scaling.engine.optim import decays, make_direction
 from scaling.engine.sharding import batch_sharding, like_params, param_shardings, placement, replicated
 from scaling.execution import Execution
+from scaling.objectives import Objective, find
 
 CHUNK_STEPS = 32  # most steps in one call of the compiled program: for small models the call costs as much as a step
 LOGIT_BYTES = 2**28  # a device's part of the logits at a time, in float32
+VALIDATION_TOKENS = 8_192  # per validation batch, as nearly as whole windows make it
 
 
 class Program(NamedTuple):
     """Compiled functions for one shape of run on one mesh. State: {"params", "opt"}, donated to `steps`.
 
-    `data` of `steps` is {"tokens_XBU"}, or {"corpus", "start_XB"}: the whole corpus and where each window begins.
+    `data` of `steps` is {"batch_X": tree of arrays stacked over X steps}, or {"whole": columns of a corpus, "start_XB":
+    where each window begins}; for an objective with a key also "seed" and "first", the number of the call's first step.
     """
 
     abstract_state: Any  #: tree of ShapeDtypeStruct with shardings
     init: Callable  #: key -> state
-    steps: Callable  #: state, data, lr_X, decay_X, n -> state, {"loss", "grad_norm"}: n <= X steps
-    validate: Callable  #: params, tokens_BU, weight_B -> sum of losses over the weighted windows, nats
+    steps: Callable  #: state, frozen, data, lr_X, decay_X, n -> state, {metric: [X]}: n <= X steps
+    validate: Callable  #: params, frozen, batch, weight_B -> sum of losses over the weighted windows
+
+
+@dataclass(frozen=True)
+class Apply:
+    """The model as an objective sees it: params, tokens_BT -> logits_BTV, and losses that need not make them whole."""
+
+    model: ModelConfig
+    dtype: jnp.dtype
+    how: Implementation
+
+    def __call__(self, params: Any, tokens_BT: jax.Array) -> jax.Array:
+        return transformer.apply(self.model, params, tokens_BT, self.dtype, self.how)
+
+    def mean_loss(
+        self, params: Any, tokens_BU: jax.Array, weight_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """(objective, loss): see `models.transformer.mean_loss`."""
+        return transformer.mean_loss(self.model, params, tokens_BU, self.dtype, self.how, weight_BT)
+
+    def token_losses(self, params: Any, tokens_BU: jax.Array) -> jax.Array:
+        """loss_BT in nats, not for training."""
+        return transformer.next_token_loss(self.model, params, tokens_BU, self.dtype, self.how)[0]
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """What the run minimises. Raises InputError for an unknown name or option."""
+    return find(config.objective.name, config.objective.options)
 
 
 def program_for(config: RunConfig, execution: Execution, mesh: Mesh) -> Program:
     """The programs of this run, compiled at their first call, or kept from an earlier run of the same shape."""
-    how = implementation(config, execution, mesh)
-    return compile_run(
-        config.model, compiled_optim(config), config.dtype, mesh, how, execution.accumulate, config.data.seq_len
+    return compile_run(recipe(config, execution, mesh), mesh)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the compiled functions depend on besides the mesh: equal recipes share a program."""
+
+    model: ModelConfig
+    optim: OptimConfig  #: as `compiled_optim` gives it
+    objective: Objective
+    dtype: str
+    how: Implementation
+    validation_chunks: int  #: parts that the logits of a validation batch are made in
+    accumulate: int
+    seq_len: int
+
+
+def recipe(config: RunConfig, execution: Execution, mesh: Mesh, members: int = 1) -> Recipe:
+    """The recipe of this run on this mesh. members: how many runs a device holds side by side."""
+    T = config.data.seq_len
+    ways = math.prod(mesh.shape[a] for a in ("data", "fsdp", "sequence"))
+    return Recipe(
+        model=config.model,
+        optim=compiled_optim(config),
+        objective=objective_of(config),
+        dtype=config.dtype,
+        how=implementation(config, execution, mesh),
+        validation_chunks=logit_chunks(config, mesh, members * validation_windows(T, mesh) * T / ways),
+        accumulate=execution.accumulate,
+        seq_len=T,
     )
+
+
+def validation_windows(T: int, mesh: Mesh) -> int:
+    """Windows of a validation batch: about VALIDATION_TOKENS, and as many on each device."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-max(1, VALIDATION_TOKENS // T) // ways) * ways
+
+
+def logit_chunks(config: RunConfig, mesh: Mesh, tokens: float) -> int:
+    """Parts in which to make a device's logits of so many tokens, for a part to stay within LOGIT_BYTES."""
+    vocab, tensor = config.model.vocab_size, mesh.shape["tensor"]
+    return max(1, math.ceil(4 * tokens * (vocab // tensor if vocab % tensor == 0 else vocab) / LOGIT_BYTES))
 
 
 def implementation(config: RunConfig, execution: Execution, mesh: Mesh) -> Implementation:
@@ -70,8 +142,7 @@ def implementation(config: RunConfig, execution: Execution, mesh: Mesh) -> Imple
         layers = "unrolled" if platform == "cpu" else "scanned"
     if chunks == 0:
         ways = math.prod(mesh.shape[a] for a in ("data", "fsdp", "sequence")) * execution.accumulate
-        vocab = model.vocab_size // (mesh.shape["tensor"] if model.vocab_size % mesh.shape["tensor"] == 0 else 1)
-        chunks = max(1, math.ceil(4 * config.tokens_per_step * vocab / ways / LOGIT_BYTES))
+        chunks = logit_chunks(config, mesh, config.tokens_per_step / ways)
     place = placement(mesh)
     return Implementation(
         attention=attention,
@@ -108,36 +179,40 @@ class Functions(NamedTuple):
     validate: Callable
 
 
-def functions(
-    model: ModelConfig, optim: OptimConfig, dtype: str, how: Implementation, accumulate: int, seq_len: int
-) -> Functions:
-    compute = jnp.dtype(dtype)
-    optimizer = make_direction(optim, model)
-    fresh = functools.partial(fresh_state, model, optimizer)
+def functions(recipe: Recipe) -> Functions:
+    model, objective, accumulate = recipe.model, recipe.objective, recipe.accumulate
+    apply = Apply(model, jnp.dtype(recipe.dtype), recipe.how)
+    optimizer = make_direction(recipe.optim, model)
 
-    def gradients(params: Any, tokens_BU: jax.Array) -> tuple[jax.Array, Any]:
-        """(loss, gradients) of the mean over the batch, in `accumulate` parts."""
+    def gradients(params: Any, frozen: Any, batch: Any, key: jax.Array | None) -> tuple[dict[str, jax.Array], Any]:
+        """(metrics, gradients) of a batch or of a part of it."""
 
-        def loss_fn(params: Any, tokens_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return transformer.mean_loss(model, params, tokens_BU, compute, how)
+        def loss_fn(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return objective.loss(apply, params, frozen, batch, key)
 
-        if accumulate == 1:
-            (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, tokens_BU)
-            return loss, grads
-        B, U = tokens_BU.shape
-        # Every so many-th window, so that a part lies over the devices as the batch does.
-        parts_ABU = jnp.moveaxis(tokens_BU.reshape(B // accumulate, accumulate, U), 1, 0)
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return metrics, grads
 
-        def add(total: tuple, tokens: jax.Array) -> tuple[tuple, None]:
-            tokens = how.constrain(tokens, "batch", None)
-            (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, tokens)
-            return jax.tree.map(lambda t, new: t + new / accumulate, total, (loss, grads)), None
+    def accumulated(params: Any, frozen: Any, batch: Any, key: jax.Array | None) -> tuple[dict[str, jax.Array], Any]:
+        """The means of `gradients` over `accumulate` parts of the batch."""
 
-        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        return jax.lax.scan(add, zeros, parts_ABU)[0]
+        def parts_of(x: jax.Array) -> jax.Array:
+            # Every so many-th row, so that a part lies over the devices as the batch does.
+            return jnp.moveaxis(x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]), 1, 0)
 
-    def step(state: Any, tokens_BU: jax.Array, lr: jax.Array, decay: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        loss, grads = gradients(state["params"], tokens_BU)
+        def add(total: tuple, part: tuple[Any, jax.Array | None]) -> tuple[tuple, None]:
+            rows, part_key = part
+            rows = jax.tree.map(lambda x: recipe.how.constrain(x, "batch", *[None] * (x.ndim - 1)), rows)
+            new = gradients(params, frozen, rows, part_key)
+            return jax.tree.map(lambda t, new: t + new / accumulate, total, new), None
+
+        zeros = ({name: jnp.zeros(()) for name in objective.metrics}, jax.tree.map(jnp.zeros_like, params))
+        keys = None if key is None else jax.random.split(key, accumulate)
+        return jax.lax.scan(add, zeros, (jax.tree.map(parts_of, batch), keys))[0]
+
+    def step(state: Any, frozen: Any, batch: Any, key: jax.Array | None, lr: jax.Array, decay: jax.Array) -> tuple:
+        of = gradients if accumulate == 1 else accumulated
+        metrics, grads = of(state["params"], frozen, objective.whole(batch), key)
         direction, opt = optimizer.update(grads, state["opt"], state["params"])
         params = jax.tree.map(
             lambda p, u, decayed: p - lr * u - decay * p if decayed else p - lr * u,
@@ -145,48 +220,46 @@ def functions(
             direction,
             decays(state["params"]),
         )
-        return {"params": params, "opt": opt}, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-
-    def batch_of(data: dict[str, jax.Array], i: jax.Array) -> jax.Array:
-        if "tokens_XBU" in data:
-            return data["tokens_XBU"][i]
-        start_B = data["start_XB"][i]
-        return data["corpus"][start_B[:, None] + jnp.arange(seq_len + 1)].astype(jnp.int32)
+        return {"params": params, "opt": opt}, {**metrics, "grad_norm": optax.tree.norm(grads)}
 
     def steps(
-        state: Any, data: dict[str, jax.Array], lr_X: jax.Array, decay_X: jax.Array, n: jax.Array
+        state: Any, frozen: Any, data: Any, lr_X: jax.Array, decay_X: jax.Array, n: jax.Array
     ) -> tuple[Any, dict[str, jax.Array]]:
         # A loop whose length is an argument: one compiled body, so that the bits do not depend on how many steps a call
         # makes.
         def body(i: jax.Array, carry: tuple[Any, dict]) -> tuple[Any, dict]:
             state, metrics = carry
-            state, new = step(state, batch_of(data, i), lr_X[i], decay_X[i])
+            state, new = step(state, frozen, *of_step(recipe, data, i), lr_X[i], decay_X[i])
             return state, {name: metrics[name].at[i].set(new[name]) for name in metrics}
 
         zeros_X = jnp.zeros(len(lr_X), jnp.float32)
-        return jax.lax.fori_loop(0, n, body, (state, {"loss": zeros_X, "grad_norm": zeros_X}))
+        metrics = dict.fromkeys((*objective.metrics, "grad_norm"), zeros_X)
+        return jax.lax.fori_loop(0, n, body, (state, metrics))
 
-    def validate(params: Any, tokens_BU: jax.Array, weight_B: jax.Array) -> jax.Array:
-        loss_BT, _ = transformer.next_token_loss(model, params, tokens_BU, compute, how)
-        return jnp.sum(loss_BT * weight_B[:, None])
+    def validate(params: Any, frozen: Any, batch: Any, weight_B: jax.Array) -> jax.Array:
+        how = dataclasses.replace(recipe.how, loss_chunks=recipe.validation_chunks)
+        losses = objective.losses(dataclasses.replace(apply, how=how), params, frozen, batch)
+        return jnp.sum(losses * weight_B.reshape(-1, *[1] * (losses.ndim - 1)))
 
-    return Functions(fresh, steps, validate)
+    return Functions(functools.partial(fresh_state, model, optimizer), steps, validate)
+
+
+def of_step(recipe: Recipe, data: Any, i: jax.Array) -> tuple[Any, jax.Array | None]:
+    """(batch, key) of step i of a call. The key is of the run's seed and the step's number, however calls are cut."""
+    key = None
+    if recipe.objective.random:
+        key = jax.random.fold_in(jax.random.key(data["seed"]), data["first"] + i)
+    if "batch_X" in data:
+        return jax.tree.map(lambda x: x[i], data["batch_X"]), key
+    return cut(data["whole"], data["start_XB"][i], recipe.seq_len, jnp), key
 
 
 @functools.lru_cache(maxsize=32)
-def compile_run(
-    model: ModelConfig,
-    optim: OptimConfig,
-    dtype: str,
-    mesh: Mesh,
-    how: Implementation,
-    accumulate: int = 1,
-    seq_len: int = 0,
-) -> Program:
-    """The jitted functions for runs of this model and optimiser on this mesh; shapes compile at their first call."""
-    fresh, steps, validate = functions(model, optim, dtype, how, accumulate, seq_len)
+def compile_run(recipe: Recipe, mesh: Mesh) -> Program:
+    """The jitted functions for runs of this recipe on this mesh; shapes compile at their first call."""
+    fresh, steps, validate = functions(recipe)
     batch, whole = batch_sharding(mesh), replicated(mesh)
-    abstract = abstract_state(model, optim, mesh)
+    abstract = abstract_state(recipe.model, recipe.optim, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return Program(
@@ -199,9 +272,9 @@ def compile_run(
         ),
         steps=jax.jit(
             steps,
-            in_shardings=(shardings, None, whole, whole, whole),
+            in_shardings=(shardings, None, None, whole, whole, whole),
             out_shardings=(shardings, whole),
             donate_argnums=0,
         ),
-        validate=jax.jit(validate, in_shardings=(shardings["params"], batch, batch), out_shardings=whole),
+        validate=jax.jit(validate, in_shardings=(shardings["params"], None, batch, batch), out_shardings=whole),
     )

@@ -54,6 +54,7 @@ class WandB:
             config=config.to_dict(),
             dir=str(folder),
             mode=None if online else "offline",
+            reinit="create_new",  # a swarm's members are tracked side by side
             settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
         )
 
@@ -73,10 +74,19 @@ SINKS: dict[str, tuple[str, Callable[[RunConfig, Path, int], Sink]]] = {
 
 
 class Sinks:
-    """The sinks of one run; each method reaches all that still work."""
+    """The sinks of one run, by `names` with commas between; each method reaches all that are open and still work."""
 
-    def __init__(self, sinks: dict[str, Sink], report: Callable[[str], None]) -> None:
-        self.sinks, self.report = sinks, report
+    def __init__(self, names: str, config: RunConfig, folder: Path, report: Callable[[str], None]) -> None:
+        self.names, self.config, self.folder, self.report = split(names), config, folder, report
+        self.sinks: dict[str, Sink] = {}
+
+    def open(self, start_step: int) -> None:
+        """For a run that goes on after `start_step`."""
+        for name in self.names:
+            try:
+                self.sinks[name] = SINKS[name][1](self.config, self.folder, start_step)
+            except Exception as error:
+                self.report(f"{name}: {first_line(error)}; the run goes on without it")
 
     def log_steps(self, first_step: int, arrays: dict[str, np.ndarray]) -> None:
         """Metrics of consecutive steps from `first_step` on; arrays of one length."""
@@ -88,8 +98,12 @@ class Sinks:
         self.each(lambda sink: sink.log(step, metrics))
 
     def finish(self, status: str, metrics: dict[str, float]) -> None:
-        """The end of this process's part in the run: status is finished, diverged or preempted."""
+        """The end of this process's part in the run: finished, diverged, preempted, lost (to another process), failed.
+
+        All are closed with it; a second end is none.
+        """
         self.each(lambda sink: sink.finish(status, metrics))
+        self.sinks = {}
 
     def each(self, act: Callable[[Sink], Any]) -> None:
         for name, sink in list(self.sinks.items()):
@@ -110,17 +124,6 @@ def check_sinks(names: str) -> None:
         except ImportError:
             package = SINKS[name][0]
             raise InputError(f"track: {name} needs {package}; pip install 'scaling-laws[tracking]'") from None
-
-
-def open_sinks(names: str, config: RunConfig, folder: Path, start_step: int, report: Callable[[str], None]) -> Sinks:
-    """The sinks of `names` (with commas), for a run that goes on after `start_step`."""
-    sinks = {}
-    for name in split(names):
-        try:
-            sinks[name] = SINKS[name][1](config, folder, start_step)
-        except Exception as error:
-            report(f"{name}: {first_line(error)}; the run goes on without it")
-    return Sinks(sinks, report)
 
 
 def split(names: str) -> list[str]:

@@ -135,7 +135,7 @@ def dry_run(args: argparse.Namespace, sweep, folder: Path, workers: int | None) 
     else:
         workers = workers or MOST_WORKERS
         note = f"the time on --on {args.on} is not known: it can be measured only there"
-    result = cost.dry_run_json(units, workers, finished, known)
+    result = cost.dry_run_json(units, workers, finished, known, cost.validated_tokens(sweep.runs))
     print(json.dumps(result | {"note": note}) if args.json else cost.dry_run_text(result, note))
     return 0
 

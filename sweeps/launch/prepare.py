@@ -13,6 +13,7 @@ from scaling.config import RunConfig, check_fits
 from scaling.data.store import open_store
 from scaling.execution import Execution
 from scaling.folder import check_run_folder, holds_only
+from scaling.objectives import find
 from scaling.result import read_result
 from scaling.trust import check_sweep_links
 from sweeps.define import Sweep, keep_definition
@@ -82,6 +83,7 @@ def check_sweep(sweep: Sweep) -> dict[str, str]:
         if key not in stores:
             stores[key] = open_store(key[0], key[1], valid_fraction=key[2])
         check_fits(config, stores[key])
+        find(config.objective.name, config.objective.options)
         corpora[config.run_id] = stores[key].key
     if sweep.law != "auto":
         law_named(sweep.law)

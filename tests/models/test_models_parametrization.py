@@ -85,7 +85,7 @@ def test_weight_decay_takes_the_same_share_at_every_width():
     before = np.asarray(state["params"]["block_0"]["up"])
     tokens = jax.device_put(topics(64, (CHUNK_STEPS, 8, 33)), batch_sharding(make_mesh(), axis=1))
     zeros = np.zeros(CHUNK_STEPS, np.float32)
-    state, _ = program.steps(state, {"tokens_XBU": tokens}, zeros, zeros + np.float32(0.01), 1)
+    state, _ = program.steps(state, {}, {"batch_X": {"tokens_BU": tokens}}, zeros, zeros + np.float32(0.01), 1)
     np.testing.assert_allclose(state["params"]["block_0"]["up"], before * 0.99, rtol=1e-6)
 
 
@@ -142,7 +142,7 @@ def trained(parametrization: str, width: int, lr: float) -> float:
         rates = np.full(CHUNK_STEPS, lr, np.float32)
         if part == 3:
             rates *= np.linspace(1, 0, CHUNK_STEPS, dtype=np.float32)
-        state, metrics = program.steps(state, {"tokens_XBU": tokens}, rates, rates * 0.1, CHUNK_STEPS)
+        state, metrics = program.steps(state, {}, {"batch_X": {"tokens_BU": tokens}}, rates, rates * 0.1, CHUNK_STEPS)
     return float(np.mean(metrics["loss"][-16:]))
 
 

@@ -16,6 +16,7 @@ from scaling.engine.loop import Preempted, Sharing, train
 from scaling.engine.program import program_for
 from scaling.engine.sharding import make_mesh
 from scaling.execution import Execution
+from scaling.folder import read_json
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2)
 PARTED = 32  # of 40 steps, where the short run cools down
@@ -44,7 +45,7 @@ def scratch(configs, tmp_path_factory):
 
 def record(folder):
     """The curve, and the trained parameters."""
-    config = train_module.RunConfig.from_dict(train_module.read_json(folder / "config.json"))
+    config = RunConfig.from_dict(read_json(folder / "config.json"))
     program = program_for(config, Execution(), make_mesh())
     step, state = Checkpointer(folder / "checkpoints", 2).restore(program.abstract_state, print)
     assert step == config.steps

@@ -175,6 +175,37 @@ def test_branches_keep_all_and_are_read_by_step(tmp_path):
     assert same_bits(reader.restore_step(30, abstract(state_of(0)), pytest.fail), state_of(30))
 
 
+@pytest.mark.parametrize("seen", [[], [3], [3, 7, 9]])
+def test_hosts_follow_the_listing_of_the_first(saved, monkeypatch, seen):
+    """A file server may show the second host other checkpoints: one that went its own way would wait for ever in work
+    that all must do.
+    """
+    checkpointer = Checkpointer(saved, keep=2)
+    asked = []
+
+    def agree(*values):
+        asked.append(values)
+        first = [[2], [3, 7]][len(asked) - 1] if len(asked) < 3 else [0] * len(values)
+        return np.array([first, values])
+
+    monkeypatch.setattr("scaling.engine.checkpoint.agree", agree)
+    monkeypatch.setattr("scaling.engine.checkpoint.jax.process_index", lambda: 1)
+    monkeypatch.setattr(checkpointer, "steps", lambda: seen)
+    step, state = checkpointer.restore(abstract(state_of(0)), pytest.fail)
+    assert step == 7
+    assert same_bits(state, state_of(7))
+    assert [len(values) for values in asked[:2]] == [1, 2], "hosts must give as many values as the first"
+
+
+def test_a_state_is_kept_where_the_first_host_does_not_see_it(saved, monkeypatch):
+    """Were the second host to trust its own listing, it would leave the first alone in saving."""
+    branches = Checkpointer(saved)
+    monkeypatch.setattr(branches, "_open", lambda: (_ for _ in ()).throw(RuntimeError("saving")))
+    monkeypatch.setattr("scaling.engine.checkpoint.agree", lambda *values: np.array([[0] * len(values), values]))
+    with pytest.raises(RuntimeError, match="saving"):
+        branches.save(7, state_of(7))
+
+
 def test_a_save_under_way_is_no_step(saved):
     (saved / "9.orbax-checkpoint-tmp").mkdir()
     (saved / "notes.txt").write_text("")

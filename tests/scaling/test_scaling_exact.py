@@ -32,7 +32,7 @@ def inputs(mesh):
     ) % 64
     tokens = jax.device_put(tokens.astype(np.int32), batch_sharding(mesh, axis=1))
     rate = np.full(CHUNK_STEPS, 1e-2, np.float32)
-    return {"tokens_XBU": tokens}, rate, rate * 0.1
+    return {}, {"batch_X": {"tokens_BU": tokens}}, rate, rate * 0.1
 
 
 def trained(**changes):
@@ -40,9 +40,9 @@ def trained(**changes):
     execution = Execution(**(PLAIN | changes))
     mesh = make_mesh(execution.mesh)
     program = program_for(CONFIG, execution, mesh)
-    data, rate, decay = inputs(mesh)
-    text = program.steps.lower(program.abstract_state, data, rate, decay, STEPS).as_text()
-    state, metrics = program.steps(program.init(jax.random.key(0)), data, rate, decay, STEPS)
+    frozen, data, rate, decay = inputs(mesh)
+    text = program.steps.lower(program.abstract_state, frozen, data, rate, decay, STEPS).as_text()
+    state, metrics = program.steps(program.init(jax.random.key(0)), frozen, data, rate, decay, STEPS)
     return np.asarray(metrics["loss"])[:STEPS], jax.device_get(state["params"]), text
 
 
@@ -85,9 +85,10 @@ def test_a_wrong_gradient_would_be_seen(reference, monkeypatch):
     losses, _, _ = reference
     mesh = make_mesh()
     program = program_for(CONFIG, Execution(**PLAIN), mesh)
-    data, rate, decay = inputs(mesh)
-    data = {"tokens_XBU": data["tokens_XBU"].at[:, 4:].set(data["tokens_XBU"][:, :4])}
-    _, metrics = program.steps(program.init(jax.random.key(0)), data, rate, decay, STEPS)
+    frozen, data, rate, decay = inputs(mesh)
+    tokens_XBU = data["batch_X"]["tokens_BU"]
+    data = {"batch_X": {"tokens_BU": tokens_XBU.at[:, 4:].set(tokens_XBU[:, :4])}}
+    _, metrics = program.steps(program.init(jax.random.key(0)), frozen, data, rate, decay, STEPS)
     assert np.abs(np.asarray(metrics["loss"])[:STEPS] - losses).max() > 1e-3
 
 

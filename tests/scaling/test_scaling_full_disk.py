@@ -94,17 +94,17 @@ def test_a_disk_that_fills_up_during_checkpoints(config, undisturbed, disk, monk
 @pytest.mark.slow
 def test_a_disk_that_fills_up_before_the_result(config, undisturbed, disk, monkeypatch):
     folder = disk(10_000) / "run"
-    validate = train_module.Run.validate
+    validate = train_module.validation
 
-    def fill_then_validate(self, params):
-        self.checkpointer.close()
+    def fill_then_validate(lanes, team, state):
+        lanes[0].states.close()
         with suppress(OSError), open(folder.parent / "filler", "wb", buffering=0) as filler:
             while filler.write(bytes(512)):
                 pass
-        return validate(self, params)
+        return validate(lanes, team, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module.Run, "validate", fill_then_validate)
+        patch.setattr(train_module, "validation", fill_then_validate)
         fills_up(config, folder)
     (folder.parent / "filler").unlink()
     notes = []

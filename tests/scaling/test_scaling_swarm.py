@@ -7,12 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.config import ModelConfig
+from models.sizing import training_bytes
 from scaling.alike import same_swarm
 from scaling.config import DataConfig, OptimConfig, RunConfig
+from scaling.engine import loop as loop_module
 from scaling.engine import swarm as swarm_module
 from scaling.engine.checkpoint import Checkpointer
 from scaling.engine.loop import Preempted, Sharing, train
-from scaling.engine.swarm import Member, train_swarm
+from scaling.engine.program import LOGIT_BYTES
+from scaling.engine.swarm import Member, capacity, train_swarm
+from scaling.execution import Execution
 from scaling.result import read_result
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2)
@@ -73,8 +77,38 @@ def test_a_diverging_member_leaves_the_others_alone(configs, solo, tmp_path):
     assert results[0].diverged_at_step == alone.diverged_at_step
 
 
+def test_a_shorter_member_that_diverged_ends_no_other(configs, tmp_path):
+    """Its batches have come to their end while the others still train."""
+    clip = OptimConfig(lr=0.01, clip=0.0)
+    wild = dataclasses.replace(configs[0], optim=OptimConfig(lr=1e30, clip=0.0), tokens=20 * 8 * 32)
+    results = train_swarm(members([wild, *(dataclasses.replace(c, optim=clip) for c in configs[2:4])], tmp_path))
+    assert [r.status for r in results] == ["diverged", "finished", "finished"]
+
+
+def test_a_swarm_validates_on_the_way(configs, tmp_path):
+    """As each member would alone, and without another result."""
+    execution = Execution(eval_every=10 * 8 * 32)
+    results = train_swarm(members(configs[:2], tmp_path), execution)
+    for i, config in enumerate(configs[:2]):
+        alone = train(config, tmp_path / f"alone-{i}", execution)
+        assert results[i].flops_validation == alone.flops_validation
+        columns = [pq.read_table(tmp_path / name / "curve.parquet")["valid_loss"] for name in (str(i), f"alone-{i}")]
+        validated = [[(s, v) for s, v in enumerate(c.to_pylist(), 1) if v is not None] for c in columns]
+        assert [step for step, _ in validated[0]] == [10, 20, 30, 40]
+        np.testing.assert_allclose(*validated, rtol=1e-5)
+
+
+def test_room_for_members_counts_their_validation(configs, monkeypatch):
+    """A small batch needs less than the 8,192 tokens of a validation: members that fit only while they train do not."""
+    small = dataclasses.replace(configs[0], batch_size=1)
+    limit = 64 * training_bytes(small.model, 1, 32) + 2 * LOGIT_BYTES
+    monkeypatch.setattr(swarm_module, "device_limit", lambda device: limit)
+    monkeypatch.setattr(swarm_module.jax, "local_devices", lambda: [None])
+    assert 1 <= capacity(small) < 51, "64 members of which 80 % would fit by what they take in training"
+
+
 def test_stopped_in_a_swarm_each_continues_alone_or_together(configs, solo, tmp_path, monkeypatch):
-    monkeypatch.setattr(swarm_module, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(loop_module, "CHUNK_SECONDS", 0.0)
     calls = iter(range(1000))
     with pytest.raises(Preempted):
         train_swarm(members(configs, tmp_path), should_stop=lambda: next(calls) == 9)
@@ -105,7 +139,7 @@ def test_a_swarm_keeps_states_for_branches_and_branches(configs, solo, tmp_path)
         for i, c in enumerate(short)
     ]
     results = train_swarm(branches)
-    assert [r["branched_at_step"] for r in results] == [32, 32]
+    assert [r.branched_at_step for r in results] == [32, 32]
     same_runs(results, tmp_path / "short", ([solo[0][0], solo[0][2]], renamed(solo[1], tmp_path)))
 
 

@@ -1,7 +1,10 @@
 """Sinks: they get what the curve holds, survive a stop, and never end a run."""
 
+import dataclasses
 import json
 import sys
+from contextlib import nullcontext
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +13,9 @@ from models.config import ModelConfig
 from models.errors import InputError
 from scaling.config import DataConfig, OptimConfig, RunConfig
 from scaling.engine import loop as train_module
+from scaling.engine.lease import Lost
 from scaling.engine.loop import Preempted, train
+from scaling.engine.swarm import Member, train_swarm
 from scaling.engine.tracking import SINKS, check_sinks
 from scaling.execution import Execution
 
@@ -93,6 +98,69 @@ def test_a_sink_that_does_not_open_is_named_and_the_run_ends_well(config, tmp_pa
     lines = []
     assert train(config, tmp_path, Execution(track="broken"), report=lines.append).status == "finished"
     assert lines == ["broken: disk full; the run goes on without it"]
+
+
+class Kept:
+    """Keeps how it was ended."""
+
+    endings: ClassVar[list[str]] = []
+
+    def __init__(self, config, folder, start_step):
+        pass
+
+    def log(self, step, metrics):
+        pass
+
+    def finish(self, status, metrics):
+        self.endings.append(status)
+
+
+class TakenOver:
+    """A lease that another process has taken over."""
+
+    def check(self):
+        raise Lost("taken over")
+
+
+def full_disk(state):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("status", "changes", "more", "raises"),
+    [
+        ("finished", {}, {}, None),
+        ("diverged", {"optim": OptimConfig(lr=1e30, clip=0.0)}, {}, None),
+        ("preempted", {}, {"should_stop": lambda: True}, Preempted),
+        ("failed", {}, {"progress": full_disk}, OSError),
+        ("lost", {}, {"held": TakenOver()}, Lost),
+    ],
+)
+def test_sinks_are_closed_once_on_every_way_out(config, tmp_path, monkeypatch, status, changes, more, raises):
+    """A sink left open loses its last metrics, and a dashboard shows the run as running for ever."""
+    monkeypatch.setitem(SINKS, "kept", ("json", Kept))
+    monkeypatch.setattr(Kept, "endings", [])
+    monkeypatch.setattr(train_module, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(train_module, "CHUNK_SECONDS", 0.0)
+    with pytest.raises(raises) if raises else nullcontext():
+        train(dataclasses.replace(config, **changes), tmp_path, Execution(track="kept"), **more)
+    assert Kept.endings == [status]
+
+
+def test_the_members_of_a_swarm_are_tracked_apart(config, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    members = [Member(dataclasses.replace(config, seed=seed), tmp_path / str(seed)) for seed in range(2)]
+    lines = []
+    train_swarm(members, Execution(track="wandb"), report=lambda run, line: lines.append(line))
+    assert lines == []
+    for member in members:
+        run = member.config.run_id
+        [file] = member.folder.glob(f"wandb/offline-run-*{run}/run-{run}.wandb")
+        other = {m.config.run_id for m in members} - {run}
+        assert b"train/loss" in file.read_bytes()
+        assert not any(o.encode() in file.read_bytes() for o in other), "two members share a run"
 
 
 def test_off_by_default(config, tmp_path):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 
 import jax
 import numpy as np
@@ -12,11 +14,14 @@ from models.config import ModelConfig
 from models.errors import InputError
 from models.transformer import next_token_loss
 from scaling.config import DataConfig, OptimConfig, RunConfig
+from scaling.data.batches import valid_starts
 from scaling.data.store import open_store
 from scaling.engine import loop as train_module
+from scaling.engine import program as program_module
 from scaling.engine.checkpoint import Checkpointer
+from scaling.engine.feed import feed, validation_batches
 from scaling.engine.loop import Busy, Preempted, train
-from scaling.engine.program import program_for
+from scaling.engine.program import VALIDATION_TOKENS, program_for
 from scaling.engine.sharding import make_mesh
 from scaling.execution import Execution
 from scaling.folder import read_json
@@ -79,7 +84,7 @@ def test_the_result_is_the_mean_over_the_whole_validation_split(config, undistur
     store = open_store(config.data.source, "bytes", valid_fraction=0.1)
     windows = store.valid_windows(32)
     assert result.valid_tokens == len(windows) * 32
-    assert len(windows) % (train_module.VALIDATION_TOKENS // 32), "the last batch is padded, or this tests nothing"
+    assert len(windows) % (VALIDATION_TOKENS // 32), "the last batch is padded, or this tests nothing"
     program = program_for(config, Execution(), make_mesh())
     step, state = Checkpointer(folder / "checkpoints", keep=2).restore(program.abstract_state, pytest.fail)
     assert step == 40
@@ -94,7 +99,7 @@ def test_again_is_the_same_bits(config, undisturbed, tmp_path):
 
 
 def test_a_finished_run_is_not_trained_again(config, undisturbed, monkeypatch):
-    monkeypatch.setattr(train_module.Run, "train", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(train_module, "advance", lambda *_: pytest.fail("trained again"))
     assert train(config, undisturbed[1]) == undisturbed[0]
 
 
@@ -114,7 +119,9 @@ def test_resumed_is_the_same_bits(config, undisturbed, tmp_path, short_calls, ca
 def test_validating_on_a_schedule_changes_nothing(config, undisturbed, tmp_path):
     execution = Execution(eval_every=10 * 8 * 32)
     result = train(config, tmp_path / "run", execution)
-    assert numbers(result) == numbers(undisturbed[0])
+    once = undisturbed[0].flops_validation
+    assert result.flops_validation == 4 * once
+    assert numbers(result) == dataclasses.replace(numbers(undisturbed[0]), flops_validation=4 * once)
     validated = curve(tmp_path / "run")["valid_loss"].dropna()
     assert list(validated.index + 1) == [10, 20, 30, 40]
     assert validated.iloc[-1] == result.loss
@@ -170,6 +177,81 @@ def test_a_damaged_curve_is_noticed(config, undisturbed, tmp_path, short_calls, 
     assert result.timing["resumed_at_step"] == 3
     assert numbers(result) == numbers(undisturbed[0])
     assert curve(folder).equals(curve(undisturbed[1]))
+
+
+def loop_of_links(path):
+    if path.is_dir():
+        shutil.move(path, path.with_name("elsewhere"))
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "kept"),
+    [
+        ("corpus.json", lambda path: path.write_text("{"), True),
+        ("corpus.json", lambda path: path.write_text("[1]"), True),
+        ("branch.json", lambda path: path.write_bytes(b"\xff"), True),
+        ("branch.json", lambda path: path.write_text('{"from": 3}'), True),
+        ("checkpoints", loop_of_links, False),
+    ],
+)
+def test_what_can_be_made_again_stops_no_run(config, undisturbed, tmp_path, short_calls, name, damage, kept):
+    """One damaged file of an unfinished run: it is set aside, said, and the run ends as it would have."""
+    folder = tmp_path / "run"
+    with pytest.raises(Preempted):
+        train(config, folder, should_stop=stop_after(5))
+    damage(folder / name)
+    notes = []
+    result = train(config, folder, report=notes.append)
+    assert any(name in note and "set aside" in note for note in notes)
+    assert os.path.lexists(folder / f"damaged-{name}")
+    assert result.timing["resumed_at_step"] == (5 if kept else 0)
+    assert numbers(result) == numbers(undisturbed[0])
+
+
+def test_validation_on_a_part_is_the_same_part_for_every_run(config, tmp_path):
+    """Chosen by the corpus and its size alone: runs of a sweep are compared on the same tokens."""
+    part = dataclasses.replace(config, data=dataclasses.replace(config.data, valid_tokens=20 * 32 + 5))
+    store = open_store(config.data.source, "bytes", valid_fraction=0.1)
+    starts = valid_starts(part, store)
+    assert len(set(starts.tolist())) == 20
+    assert set(starts) < set(valid_starts(config, store))
+    others = {
+        "seed": {"seed": 1},
+        "rate": {"optim": OptimConfig(lr=0.1)},
+        "order": {"data": dataclasses.replace(part.data, seed=2)},
+    }
+    for changes in others.values():
+        assert (valid_starts(dataclasses.replace(part, **changes), store) == starts).all()
+    more = dataclasses.replace(part, data=dataclasses.replace(part.data, valid_tokens=40 * 32))
+    assert set(valid_starts(more, store)) != set(starts)
+    result = train(part, tmp_path / "run", Execution(eval_every=20 * 8 * 32))
+    assert result.valid_tokens == 20 * 32
+    program = program_for(part, Execution(), make_mesh())
+    _, state = Checkpointer(tmp_path / "run" / "checkpoints", keep=2).restore(program.abstract_state, pytest.fail)
+    windows = store.valid[starts[:, None] + np.arange(33)].astype(np.int32)
+    loss_BT, _ = jax.jit(next_token_loss, static_argnums=0)(MODEL, state["params"], windows)
+    assert result.loss == pytest.approx(np.asarray(loss_BT, np.float64).mean(), rel=1e-6)
+    forward = config.flops / config.trained_tokens / 3
+    assert result.flops_validation == pytest.approx(2 * 20 * 32 * forward)
+    assert result.flops == config.flops
+
+
+def test_validation_makes_its_logits_in_parts(config, monkeypatch):
+    """Where they would be large; the same losses, and no array of all logits in the program."""
+    mesh, whole = make_mesh(), f"tensor<{VALIDATION_TOKENS // 32}x32x256xf32>"
+    params = program_for(config, Execution(), mesh).init(jax.random.key(0))["params"]
+    store = open_store(config.data.source, "bytes", valid_fraction=0.1)
+    batch, weight_B = next(validation_batches(feed(config, store), mesh))
+    texts, sums = [], []
+    for budget in (program_module.LOGIT_BYTES, 2**21):
+        monkeypatch.setattr(program_module, "LOGIT_BYTES", budget)
+        program = program_for(config, Execution(), mesh)
+        texts.append(program.validate.lower(params, {}, batch, weight_B).as_text())
+        sums.append(float(program.validate(params, {}, batch, weight_B)))
+    assert whole in texts[0]
+    assert whole not in texts[1]
+    assert sums[1] == pytest.approx(sums[0], rel=1e-6)
 
 
 def test_nan_ends_the_run_for_good(config, tmp_path):

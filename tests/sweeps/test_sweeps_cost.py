@@ -124,6 +124,24 @@ def test_a_speed_speaks_for_near_sizes_in_its_regime():
     assert known.near(config(16, tokens=7_000_000, seed=5))
 
 
+def test_what_validation_costs_is_said_and_where_much_warned_of():
+    """By hand: a forward pass is a third of a training step's FLOPs on as many tokens."""
+    units = plan([config(tokens=t) for t in (100_000, 200_000)])
+    spent = sum(unit.flops for unit in units)
+    for tokens, warned in ((1_000, False), (300_000, True)):
+        result = dry_run_json(units, 1, valid_tokens=dict.fromkeys((unit.run_id for unit in units), tokens))
+        by_hand = sum(u.config.flops / u.config.trained_tokens / 3 * tokens for u in units)
+        assert result["flops_validation"] == pytest.approx(by_hand)
+        text = dry_run_text(result, "no clock here")
+        assert f"validation, once a run: {by_hand:.4g} more" in text
+        assert ("warning: validation costs" in text) == warned
+        advised = result["valid_tokens_advised"]
+        assert (advised is not None) == warned
+        if warned:
+            assert by_hand / tokens * advised == pytest.approx(0.05 * spent, rel=0.06)
+            assert f"data.valid_tokens = {advised}" in text
+
+
 def test_a_dry_run_adds_up():
     """Two workers; nothing measured: every constant is assumed, each shape compiled once and loaded once."""
     runs = [config(16, 1_000_000), config(16, 500_000), config(64, 1_000_000)]

@@ -1,0 +1,70 @@
+"""The batches of a run as functions of (data seed, step): which windows of the corpus, and what is cut there.
+
+What a batch holds is cut from columns, arrays over the positions of a corpus: its tokens, and what an objective adds to
+them. The same cut is made on the host and, where the columns lie there, on the device.
+"""
+
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from models.sizing import flops_per_token
+from scaling.config import RunConfig
+from scaling.data.order import batch_windows, window_indices
+from scaling.data.store import TokenStore
+from scaling.objectives import Objective
+
+
+@functools.lru_cache(maxsize=4)
+def columns(store: TokenStore, objective: Objective, split: str = "train") -> dict[str, np.ndarray]:
+    """The columns of a split, train or valid."""
+    tokens = getattr(store, split)
+    return {"tokens_BU": tokens, **objective.columns(tokens, store)}
+
+
+def cut(columns: dict[str, Any], start_B: Any, T: int, numpy: Any = np) -> dict[str, Any]:
+    """The windows that begin at `start_B`: T + 1 values of a column whose name ends in U, else T.
+
+    `numpy` is that of the columns, NumPy or jax.numpy.
+    """
+
+    def window(name: str, column: Any) -> Any:
+        length = T + 1 if name.endswith("U") else T
+        part = column[start_B[:, None] + numpy.arange(length)]
+        return part.astype(numpy.float32 if column.dtype == bool else numpy.int32)
+
+    return {name: window(name, column) for name, column in columns.items()}
+
+
+def train_starts(config: RunConfig, store: TokenStore, step: int, n: int) -> np.ndarray:
+    """Where the windows of the batches of n steps from `step` on begin, int64 [n, B]."""
+    T, B = config.data.seq_len, config.batch_size
+    windows = batch_windows(store.n_train_windows(T), config.data.seed, step, B, n, config.unique_windows)
+    return windows.reshape(n, B) * T
+
+
+def n_valid_windows(config: RunConfig, store: TokenStore) -> int:
+    """How many windows a run validates on: all of the split, or as many as `data.valid_tokens` holds."""
+    T, wanted = config.data.seq_len, config.data.valid_tokens
+    n = store.n_valid_windows(T)
+    return max(1, wanted // T) if 0 < wanted < n * T else n
+
+
+def valid_starts(config: RunConfig, store: TokenStore) -> np.ndarray:
+    """Where the windows that a run validates on begin, int64 [N]: all of the split, or a fixed part of it.
+
+    The part is chosen by the corpus and its size alone, so it is the same for all runs of a sweep.
+    """
+    T, wanted = config.data.seq_len, config.data.valid_tokens
+    n, part = store.n_valid_windows(T), n_valid_windows(config, store)
+    if part == n:
+        return np.arange(n) * T
+    seed = int.from_bytes(hashlib.sha256(f"{store.key} {wanted}".encode()).digest()[:8])
+    return np.sort(window_indices(n, seed, 0, part)) * T
+
+
+def validation_flops(config: RunConfig, tokens: int) -> float:
+    """FLOPs of validating once on so many tokens: a forward pass, a third of a training step's."""
+    return tokens * flops_per_token(config.model, config.data.seq_len) / 3
