@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from analysis.fitting.optimise import gradient_and_curvature, minimise, refine
-from analysis.fitting.problem import Problem, pose
+from analysis.fitting.problem import MANY, Problem, pose
 from analysis.fitting.result import RANGES, LawFit
-from analysis.fitting.search import objective_value, other_basin, search
+from analysis.fitting.search import objective_value, other_basin, search, solve
 from analysis.runs import Runs
 
 
@@ -40,11 +40,19 @@ def fit_problem(problem: Problem) -> LawFit:
 def _fit(problem: Problem) -> LawFit:
     law, model, target, w = problem.law, problem.model, problem.target, problem.weights
     objective, delta = problem.objective, problem.delta
-    starts = law.starts(problem.observed, problem.inputs)[:, model.free]
-    minima, cost, agree, tried = search(model, target, starts, w, objective, delta)
-    rival = other_basin(model, target, minima, w, objective, delta)
-    u = refine(model, minima[0], target, w, problem.last_delta)
-    least = float(min(cost[0], objective_value(model, u, target, w, objective, delta)))
+    few = problem.sample()
+    starts = law.starts(few.observed, few.inputs)[:, model.free]
+    minima, cost, agree, tried = search(few.model, few.target, starts, few.weights, objective, delta)
+    rival = other_basin(few.model, few.target, minima, few.weights, objective, delta)
+    best, lowest = minima[0], cost[0]
+    if few is not problem:
+        if objective == "lad":
+            best = solve(model, target, minima[:1], w, objective, delta, warm=True)[0]
+        else:
+            best = minimise(model, target, minima[:1], w, problem.last_delta)[0][0]
+        lowest = objective_value(model, best, target, w, objective, delta)
+    u = refine(model, best, target, w, problem.last_delta)
+    least = float(min(lowest, objective_value(model, u, target, w, objective, delta)))
     gradient, pull, condition = gradient_and_curvature(model, u, target, w, problem.last_delta)
     gradient_norm = float(np.abs(gradient).max())
     z = model.z(u)
@@ -62,7 +70,7 @@ def _fit(problem: Problem) -> LawFit:
             "starts_agree": agree,
             "condition_number": condition,
             "converged": bool(gradient_norm <= (1e-3 if objective == "lad" else 1e-6) * pull + 1e-14),
-            "second_best": None if rival is None else float(cost[rival] / max(least, 1e-300) - 1.0),
+            "second_best": None if rival is None else float(cost[rival] / max(cost[0], 1e-300) - 1.0),
             "second_best_params": None if rival is None else _params(problem, model.z(minima[rival])),
             "minima": len(minima),
             "at_bound": _at_bound(problem, u, least),
@@ -72,7 +80,7 @@ def _fit(problem: Problem) -> LawFit:
         centre=dict(problem.centre),
         fitted_range=_ranges(problem),
         noise=problem.noise(z),
-        notes=(*problem.runs.notes, *_doubts(problem, condition)),
+        notes=(*problem.runs.notes, *_sampled(problem), *_doubts(problem, condition)),
         fixed=dict(problem.fixed),
         tied=problem.tied,
         columns={name: problem.runs.column_of(name) for name in law.inputs},
@@ -80,6 +88,15 @@ def _fit(problem: Problem) -> LawFit:
         weighting=dict(problem.weighting),
         cluster=problem.cluster,
     )
+
+
+def _sampled(problem: Problem) -> list[str]:
+    if len(problem) <= MANY:
+        return []
+    return [
+        f"{len(problem):,} runs: the optimum was searched, and laws are judged, on {MANY:,} of them; it was then "
+        "refined on all, and intervals of parameters are from its sandwich covariance, not from refits"
+    ]
 
 
 def _params(problem: Problem, z) -> dict[str, float]:

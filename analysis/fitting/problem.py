@@ -18,6 +18,8 @@ from analysis.runs import Runs
 
 OBJECTIVES = ("huber", "lad", "lsq", "lsq_raw")
 DELTA = 1e-3
+# More runs than this, and the optimum is searched, and laws are judged, on so many of them.
+MANY = 2_000
 
 
 class Model:
@@ -111,11 +113,18 @@ class Problem:
         own = target_weights(self.effort, self.weighting["target"], self.weighting["kappa"])
         return below * (self.weights / own) * target_weights(self.effort, aim, self.weighting["kappa"])
 
+    def sample(self, seed: int = 0) -> Problem:
+        """The problem of MANY of its rows, drawn by the seed; itself where it has no more."""
+        if len(self) <= MANY:
+            return self
+        return self.take(np.sort(np.random.default_rng(seed).choice(len(self), MANY, replace=False)))
+
     def take(self, rows) -> Problem:
         """The problem of some of its rows (indices), at the same centre."""
         inputs = [v[rows] for v in self.inputs]
         return replace(
             self,
+            runs=self.runs.fitted.take(rows),
             inputs=inputs,
             observed=self.observed[rows],
             effort=self.effort[rows],
@@ -237,6 +246,8 @@ def choose_delta(used: Runs, law: Law, delta: float | None = None) -> tuple[floa
 def repeat_noise(used: Runs, law: Law) -> tuple[float, int] | None:
     """(standard deviation on the link among runs with the same inputs, how many such runs), or None below 4 of them."""
     groups = pd.DataFrame({name: used.input(name) for name in law.inputs}).round(6)
+    if groups.duplicated(keep=False).sum() < 4:
+        return None
     value = law.metric.to_link(used.loss)
     residual = pd.Series(value if law.metric.noise == "constant" else value / law.metric.spread(used.loss))
     by = residual.groupby([groups[c] for c in groups.columns])

@@ -100,13 +100,9 @@ class LawFit:
 
     def predict_draws(self, n=None, d=None, **inputs) -> np.ndarray:
         """The metric under each bootstrap draw, (draws, points); inputs are scalars or one-dimensional."""
-        return self.metric.from_link(self.linked(self.drawn(), self.inputs_of(n, d, inputs)))
-
-    def drawn(self) -> np.ndarray:
-        """The bootstrap draws; InputError where there are none."""
         if self.draws is None:
-            raise InputError("this fit has no intervals: uncertainty.bootstrap(fit, runs) gives them")
-        return self.draws
+            raise InputError("this fit has no draws: uncertainty.bootstrap(fit, runs) gives them")
+        return self.metric.from_link(self.linked(self.draws, self.inputs_of(n, d, inputs)))
 
     def inputs_of(self, n, d, inputs) -> list:
         """The inputs in the law's order; InputError where one is missing, not known, or not positive."""
@@ -182,7 +178,7 @@ class LawFit:
             "lsq": f"mean squared residual of {scale}",
             "lsq_raw": f"mean squared residual of {metric.name}",
         }
-        second, misfit = info["second_best"], self.discrepancy.get("k")
+        second, misfit = info.get("second_best"), self.discrepancy.get("k")
         noise = f"{100 * self.noise['sigma']:.2f} % of the {metric.name}"
         if metric.link != "log":
             noise = f"{self.noise['sigma']:.3g} on {scale}" + (", binomial" if metric.noise == "binomial" else "")

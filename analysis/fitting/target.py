@@ -57,12 +57,12 @@ def fit_for_target(
     if not able:
         raise refused
     largest = max(able.values(), key=lambda problem: len(problem.model.free))
-    pairs, _ = cuts_of(runs.fitted, len(largest.model.free), largest.law)
+    pairs, _ = cuts_of(largest.sample())
     if not pairs:
         raise InputError(
             f"{len(runs.fitted)} runs: no cut in compute leaves enough runs below it to choose by; add runs"
         )
-    rows = [row for name, problem in able.items() for row in _scores(name, problem, pairs, kappas)]
+    rows = [row for name, problem in able.items() for row in _scores(name, problem.sample(), pairs, kappas)]
     scores = pd.DataFrame(rows, columns=["law", "parameters", "kappa", "score"])
     best = scores.loc[scores.groupby("law")["score"].idxmin()]
     chosen = best[best["score"] <= TIE * best["score"].min()].sort_values(["parameters", "score"]).iloc[0]

@@ -21,7 +21,9 @@ from analysis.uncertainty.predict import predict
 
 @dataclass(frozen=True)
 class Allocation:
-    """The best N and D for C FLOPs, the loss there, and 90 % intervals by name (those of the loss are of one run)."""
+    """The best N and D for C FLOPs, the loss there, and 90 % intervals by name (those of the loss are of one run); none
+    of a fit that was not bootstrapped.
+    """
 
     flops: float
     n: float
@@ -53,8 +55,9 @@ class Allocation:
         lines = [f"compute-optimal at C = {self.flops:.4g} FLOPs ({how}), law {self.law}"]
         cells = [["", "", "estimate", "90 % interval"]]
         for symbol, value, key, unit in rows:
-            low, high = self.intervals[key]
-            cells.append([symbol, unit, f"{value:.4g}", f"[{low:.4g}, {high:.4g}]"])
+            low_high = self.intervals.get(key)
+            shown = f"[{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else "no interval"
+            cells.append([symbol, unit, f"{value:.4g}", shown])
         lines.append(text_table(cells, indent=2))
         return "\n".join(lines + ([f"  warning: {self.warning}"] if self.warning else []))
 
@@ -76,12 +79,16 @@ def allocate(fit: LawFit, flops: float, served: float = 0.0, unique: float | Non
     n = float(np.exp(log_n))
     d = flops / (6.0 * n) - served / 3.0
     expected = predict(fit, n, d, **extra)
-    tail = 50.0 * (1.0 - LEVEL)
-    draws = np.exp(_log_optimal_n(fit, fit.drawn(), flops, served, extra))
-    each = {"n": draws, "d": flops / (6.0 * draws) - served / 3.0}
-    each["tokens_per_parameter"] = each["d"] / draws
-    intervals = {k: [float(q) for q in np.percentile(v, [tail, 100.0 - tail])] for k, v in each.items()}
     a, a_low, a_high = exponent(fit, flops, served, extra)
+    intervals = {}
+    if fit.draws is not None:
+        tail = 50.0 * (1.0 - LEVEL)
+        draws = np.exp(_log_optimal_n(fit, fit.draws, flops, served, extra))
+        each = {"n": draws, "d": flops / (6.0 * draws) - served / 3.0}
+        each["tokens_per_parameter"] = each["d"] / draws
+        intervals = {k: [float(q) for q in np.percentile(v, [tail, 100.0 - tail])] for k, v in each.items()}
+        intervals |= {"loss": [expected.low, expected.high]} if expected.low is not None else {}
+        intervals["exponent"] = [a_low, a_high]
     return Allocation(
         flops=flops,
         n=n,
@@ -89,7 +96,7 @@ def allocate(fit: LawFit, flops: float, served: float = 0.0, unique: float | Non
         loss=expected.value,
         tokens_per_parameter=d / n,
         exponent=a,
-        intervals=intervals | {"loss": [expected.low, expected.high], "exponent": [a_low, a_high]},
+        intervals=intervals,
         law=fit.law,
         n_column=fit.n_column,
         warning=fit.outside(n, d, flops if not served else None, **extra),
@@ -98,8 +105,11 @@ def allocate(fit: LawFit, flops: float, served: float = 0.0, unique: float | Non
     )
 
 
-def exponent(fit: LawFit, flops: float | None = None, served: float = 0.0, extra=None) -> tuple[float, float, float]:
-    """(a, low, high) of N* ~ C^a, the local slope at flops (default: the geometric middle of the fitted runs)."""
+def exponent(fit: LawFit, flops: float | None = None, served: float = 0.0, extra=None):
+    """(a, low, high) of N* ~ C^a, the local slope at flops (default: the geometric middle of the fitted runs).
+
+    low and high are None where the fit was not bootstrapped.
+    """
     tail = 50.0 * (1.0 - LEVEL)
     flops = float(np.sqrt(np.prod(fit.fitted_range["flops"]))) if flops is None else flops
     extra = extra_inputs(fit, None) if extra is None else extra
@@ -108,7 +118,9 @@ def exponent(fit: LawFit, flops: float | None = None, served: float = 0.0, extra
         high, low = (_log_optimal_n(fit, z, flops * step, served, extra) for step in (1.05, 1 / 1.05))
         return (high - low) / (2 * np.log(1.05))
 
-    low, high = np.percentile(slope(fit.drawn()), [tail, 100.0 - tail])
+    if fit.draws is None:
+        return float(slope(fit.z)[0]), None, None
+    low, high = np.percentile(slope(fit.draws), [tail, 100.0 - tail])
     return float(slope(fit.z)[0]), float(low), float(high)
 
 

@@ -12,8 +12,6 @@ import numpy as np
 from analysis.fitting.optimise import minimise
 from analysis.fitting.problem import Problem, noise_of
 from analysis.fitting.search import solve
-from analysis.laws.forms import Law
-from analysis.runs import Runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,20 +34,23 @@ class Backtest:
     relative: np.ndarray | None = None
 
 
-def cuts_of(used: Runs, size: int, law: Law, factor: float = 4.0, most: int = 12):
-    """Cuts at which a law of `size` parameters can be tried: (fitted mask, predicted mask) pairs, cheapest first.
+def cuts_of(problem: Problem, size: int | None = None, factor: float = 4.0, most: int = 12):
+    """Cuts at which a law of `size` (default: the problem's) parameters can be tried, and a note.
+
+    They are (fitted mask, predicted mask) pairs over the problem's rows, cheapest first.
 
     A cut fits the runs up to one level of compute and predicts those up to `factor` times that level. Left out are cuts
     with fewer than size + 2 runs, or fewer than a third of all, or a single N or D; the note returned beside says so.
     """
-    compute = used.flops if {"N", "D"} <= set(law.inputs) else used.effort(law)
-    inputs = [used.input(name) for name in law.inputs]
+    law, size = problem.law, len(problem.model.free) if size is None else size
+    compute = problem.runs.fitted.flops if {"N", "D"} <= set(law.inputs) else problem.effort
+    inputs = problem.inputs
     levels = np.unique(compute)[:-1]
     pairs, skipped = [], 0
     for level in levels:
         below = compute <= level * (1 + 1e-9)
         above = ~below & (compute <= factor * level * (1 + 1e-9))
-        enough = below.sum() >= max(size + 2, len(used) / 3)
+        enough = below.sum() >= max(size + 2, len(problem) / 3)
         if not enough or any(len(np.unique(v[below])) < 2 for v in inputs):
             skipped += 1
         elif above.any():
@@ -74,9 +75,10 @@ def backtest(problem: Problem, pairs=None) -> Backtest:
 
     All cuts are fitted as one batch. A fit for a target aims, at each cut, at the runs that the cut predicts.
     """
-    law, model = problem.law, problem.model
     if pairs is None:
-        pairs, _ = cuts_of(problem.runs.fitted, len(model.free), law)
+        problem = problem.sample()
+        pairs, _ = cuts_of(problem)
+    law, model = problem.law, problem.model
     if not pairs:
         none = np.empty(0)
         return Backtest(law.name, none.astype(int), none, none, none, ())

@@ -47,15 +47,15 @@ def choose_law(
     unable = {}
     for name, law in laws.items():
         try:
-            able[name] = pose(runs, law, delta, **options)
+            able[name] = pose(runs, law, delta, **options).sample()
         except InputError as error:
             unable[name] = error
     if not able:
         raise min(unable.values(), key=lambda error: len(str(error)))
-    form = next(iter(able.values())).law
+    first = next(iter(able.values()))
     sizes = sorted({problem.law.size for problem in able.values()}, reverse=True)
     for size in sizes:
-        pairs, note = cuts_of(runs.fitted, size, form, most=12 if len(form.inputs) > 1 else 6)
+        pairs, note = cuts_of(first, size, most=12 if len(first.law.inputs) > 1 else 6)
         if pairs:
             break
     judged = {name: problem.law for name, problem in able.items() if pairs and problem.law.size <= size}

@@ -42,11 +42,11 @@ def floor(name="E", starts=(0.2, 0.8), high=1e5):
 
 
 def amplitude(name, unit="1"):
-    """A positive scale, in logs; -20 to 12 at the centre of the data, in the units of the loss."""
-    return Coordinate(name, -20.0, 12.0, None, log=True, unit=unit, kind="amplitude")
+    """A positive scale, in logs; -60 to 12 at the centre of the data, in the units of the loss."""
+    return Coordinate(name, -60.0, 12.0, None, log=True, unit=unit, kind="amplitude")
 
 
-def exponent(name, starts=(0.15, 0.5), low=0.01, high=3.0):
+def exponent(name, starts=(0.15, 0.5), low=0.01, high=30.0):
     return Coordinate(name, low, high, starts)
 
 
@@ -333,8 +333,8 @@ LAWS: dict[str, Law] = {
                 amplitude("B", "D**beta"),
                 exponent("alpha"),
                 exponent("beta"),
-                positive("R_D", 1e-2, 1e4, (5.0, 50.0)),
-                positive("R_N", 1e-2, 1e4, (1.0, 10.0)),
+                positive("R_D", 1e-2, 1e9, (5.0, 50.0)),
+                positive("R_N", 1e-2, 1e9, (1.0, 10.0)),
             ),
             most_starts=24,
             like={"U": "D"},

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import optimize
 
 from analysis.errors import InputError
-from analysis.fitting.problem import Problem
+from analysis.fitting.problem import MANY, Problem
 from analysis.fitting.result import LawFit
 from analysis.fitting.search import solve
 from analysis.forecast.backtest import Backtest, backtest, origin_of
@@ -30,13 +30,14 @@ def bootstrap(
     survive that, so there the fitted losses get new noise: its scale is that of the residuals over n - p degrees of
     freedom, itself drawn anew each time; with clusters, each keeps its residuals times one random factor. cluster: a
     column whose runs share their noise, other than the one of the fit. Weights, objective and what is held are those
-    of the fit. Refits start at the optimum.
+    of the fit. Refits start at the optimum; of more than MANY runs there are none: the draws are normal, from the
+    sandwich covariance of the optimum.
     """
     if n < 2:
         raise InputError(f"n = {n}: at least 2 bootstrap draws are needed")
     problem = fit.problem(runs, cluster)
     with np.errstate(all="ignore"):
-        draws = _refits(fit, problem, n, np.random.default_rng(seed))
+        draws = (_refits if len(problem) <= MANY else _normal)(fit, problem, n, np.random.default_rng(seed))
         natural = fit.params_of(draws)
     tail = 50.0 * (1.0 - LEVEL)
     intervals = {k: [float(q) for q in np.percentile(v, [tail, 100.0 - tail])] for k, v in natural.items()}
@@ -66,6 +67,31 @@ def _refits(fit: LawFit, problem: Problem, n: int, rng) -> np.ndarray:
         target = metric.from_link(drawn) if model.link != metric.link else drawn
     start = np.repeat(fit.z[None, model.free], n, axis=0)
     return model.z(solve(model, target, start, weights, problem.objective, problem.delta, warm=True))
+
+
+def _normal(fit: LawFit, problem: Problem, n: int, rng) -> np.ndarray:
+    """(n, size) draws about the optimum, of covariance H^-1 V H^-1 (Huber 1967): H the objective's curvature, V the
+    variance of its gradient, summed by cluster.
+    """
+    model, weights = problem.model, problem.weights
+    u = fit.z[model.free]
+    value, jacobian = model(u)
+    residual, delta = value - problem.target, problem.last_delta
+    # The share of runs within a small delta, from a wider window in which their density hardly changes.
+    window = max(delta, 0.2 * float(np.median(np.abs(residual))))
+    share = delta / window if np.isfinite(delta) else 1.0
+    inside = np.abs(residual) <= window
+    score = jacobian * (weights * np.clip(residual, -delta, delta))
+    units = problem.clusters
+    if problem.group is not None:
+        score = np.stack([np.bincount(problem.group, row, units) for row in score])
+    moves = (u > model.low) & (u < model.high)
+    inverse = np.linalg.pinv(share * ((jacobian * (weights * inside)) @ jacobian.T)[np.ix_(moves, moves)])
+    covariance = inverse @ (score[moves] @ score[moves].T) @ inverse * units / (units - 1)
+    factor = np.sqrt((units - 1) / rng.chisquare(units - 1, size=(n, 1)))
+    draws = np.repeat(u[None], n, axis=0)
+    draws[:, moves] += factor * rng.multivariate_normal(np.zeros(moves.sum()), covariance, size=n, method="eigh")
+    return model.z(np.clip(draws, model.low, model.high))
 
 
 def discrepancy(validation: Backtest) -> dict[str, float]:

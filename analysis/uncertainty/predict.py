@@ -11,6 +11,9 @@ from analysis.laws.forms import law_named
 from analysis.metric import LEVEL, Prediction
 from analysis.runs import Runs
 
+# More points than this, and their intervals are worked out together, by their variances.
+MANY_POINTS = 1_000
+
 
 def predict(fit: LawFit, n=None, d=None, level: float = LEVEL, **inputs) -> Prediction:
     """What one run made at the law's inputs should measure, and the interval it falls into with chance `level`.
@@ -58,7 +61,10 @@ def _intervals(fit, named, value, level):
     with np.errstate(all="ignore"):
         dof = (noise + misfit) ** 2 / np.maximum(noise**2 / fit.noise["dof"] + misfit**2 / cuts, 1e-300)
     dof = np.where(np.isfinite(dof), np.maximum(dof, 1.0), 1.0)
-    ranks, ends = (np.arange(64) + 0.5) / 64, [(1 - level) / 2, (1 + level) / 2]
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    if value.size > MANY_POINTS:
+        return _by_variance(fit, named, value, sigma, dof, ends[1])
+    ranks = (np.arange(64) + 0.5) / 64
     low, high, lost = np.full(shape, np.nan), np.full(shape, np.nan), 0
     for i in range(value.size):
         centre = fit.linked(fit.draws, [v.flat[i] for v in named.values()])[:, 0]
@@ -67,7 +73,26 @@ def _intervals(fit, named, value, level):
         if finite.any():
             spread = centre[finite, None] + sigma.flat[i] * stats.t(dof.flat[i]).ppf(ranks)
             low.flat[i], high.flat[i] = metric.from_link(np.quantile(spread, ends))
-    return np.fmin(low, value), np.fmax(high, value), lost
+    return np.minimum(low, value), np.maximum(high, value), lost
+
+
+def _by_variance(fit, named, value, sigma, dof, end):
+    """As `_intervals`, for many points: the draws' standard deviation joins the other scales as one more variance."""
+    metric, shape = fit.metric, value.shape
+    points, some = [v.ravel() for v in named.values()], fit.draws[:200]
+    spread, lost = np.empty(value.size), 0
+    for i in range(0, value.size, 5_000):
+        part = slice(i, i + 5_000)
+        centre = fit.linked(some, [v[part] for v in points])
+        finite = np.isfinite(centre)
+        lost = max(lost, int((~finite).sum(axis=0).max()))
+        count = finite.sum(axis=0)
+        with np.errstate(all="ignore"):
+            mean = np.where(finite, centre, 0.0).sum(axis=0) / count
+            spread[part] = np.sqrt(np.where(finite, (centre - mean) ** 2, 0.0).sum(axis=0) / count)
+    half = stats.t.ppf(end, dof) * np.sqrt(sigma**2 + spread.reshape(shape) ** 2)
+    middle = metric.to_link(value)
+    return metric.from_link(middle - half), metric.from_link(middle + half), lost
 
 
 def misfit_at(fit: LawFit, **named):

@@ -33,17 +33,17 @@ def cmd_backtest(argv: list[str]) -> int:
     if name == "auto":
         name, _ = choose_law(runs, laws_for(runs))
     law = law_named(name)
-    cuts, note = cuts_of(runs.fitted, law.size, law, factor=args.factor)
+    problem = pose(runs, law).sample()
+    cuts, note = cuts_of(problem, factor=args.factor)
     if not cuts:
         raise InputError(f"law {name!r}: no cut in compute leaves enough runs below it; add cheaper runs")
-    problem = pose(runs, law)
     result = backtest(problem, cuts)
     table = by_factor(result, result.factor)
     record = {"law": name, "cuts": len(cuts), "note": note, "by_factor": table.to_dict("records")}
     record["delta"] = {"value": problem.delta, "reason": problem.delta_reason}
     rows = [["factor", "predictions", "mean error", "worst error", "coverage, noise only", "coverage"]]
     rows += [[factor, str(count), *map(percent, shares)] for factor, count, *shares in table.itertuples(index=False)]
-    text = f"{name}: {len(cuts)} cuts over {len(runs.fitted)} runs\n{text_table(rows, left=1)}"
+    text = f"{name}: {len(cuts)} cuts over {len(problem)} runs\n{text_table(rows, left=1)}"
     text += "\nfactor: compute over that of the most expensive fitted run; coverage of 90 % intervals"
     text += f"\ndelta {problem.delta:.3g}: {problem.delta_reason}"
     if args.figures:

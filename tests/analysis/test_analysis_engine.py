@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,16 +11,20 @@ import pytest
 from analysis.bench import chinchilla_runs, public
 from analysis.errors import InputError
 from analysis.fitting.checks import duplicates, outlier_note, outliers, unidentified
-from analysis.fitting.fit import fit
+from analysis.fitting.fit import fit, fit_problem
 from analysis.fitting.problem import choose_delta, pose, target_weights
 from analysis.fitting.target import fit_for_target
 from analysis.forecast.allocate import allocate, excess_loss
+from analysis.forecast.backtest import backtest, cuts_of
 from analysis.forecast.compare import by_factor, compare, laws_for
 from analysis.forecast.multiverse import AXES, multiverse
-from analysis.laws.forms import LAWS
+from analysis.forecast.select import choose_law
+from analysis.laws.forms import JOINT, LAWS
+from analysis.report.findings import analyse
 from analysis.runs import read_runs
 from analysis.uncertainty.bootstrap import bootstrap
 from analysis.uncertainty.coverage import TRUTHS
+from analysis.uncertainty.predict import misfit_at, predict, predict_runs
 from analysis.uncertainty.profile import exponent, profile
 
 needs_public = pytest.mark.skipif(not public().exists(), reason="public runs are absent: set SCALING_PUBLIC_DATA")
@@ -251,8 +257,6 @@ def test_compare_and_backtest_tables():
     chosen, table = compare(runs, laws_for(runs, ["chinchilla", "over_training"]))
     assert chosen == "over_training"
     assert table.set_index("law").loc["over_training", "dbic"] == 0.0
-    from analysis.forecast.backtest import backtest
-
     tested = backtest(pose(runs, chosen))
     factors = by_factor(tested, tested.factor)
     assert factors["predictions"].sum() == len(tested.error)
@@ -275,3 +279,171 @@ def test_allocation_with_serving_unique_tokens_and_excess():
     plain = bootstrap(fit(runs, "chinchilla"), runs, 20)
     with pytest.raises(InputError, match="data_constrained"):
         allocate(plain, 1e22, unique=5e9)
+
+
+def big_table(rows, seed=0):
+    rng = np.random.default_rng(seed)
+    n, d = np.exp(rng.uniform(np.log(1e7), np.log(1e10), rows)), np.exp(rng.uniform(np.log(1e9), np.log(1e12), rows))
+    truth = {"E": 1.7, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.37}
+    loss = LAWS["chinchilla"].loss(truth, n, d) * np.exp(0.005 * rng.standard_normal(rows))
+    return pd.DataFrame({"N": n, "D": d, "loss": loss}), truth
+
+
+def test_a_huge_table_is_searched_on_a_part_and_refined_on_all(monkeypatch):
+    """Failure would mean: the part's optimum is passed off as that of all, or its intervals are of another size."""
+    frame, truth = big_table(3000)
+    runs = read_runs(frame)
+    sampled = bootstrap(fit(runs, "chinchilla"), runs, 400)
+    monkeypatch.setattr("analysis.fitting.problem.MANY", 10_000)
+    whole = fit(runs, "chinchilla")
+    assert sampled.objective == pytest.approx(whole.objective, rel=1e-9)
+    np.testing.assert_allclose(sampled.z, whole.z, rtol=1e-5)
+    assert "of them" in sampled.summary()
+    monkeypatch.setattr("analysis.uncertainty.bootstrap.MANY", 10_000)
+    refitted = bootstrap(whole, runs, 200)
+    for name, value in truth.items():
+        width = np.ptp(sampled.intervals[name]) / np.ptp(refitted.intervals[name])
+        assert 0.7 < width < 1.4, (name, width)
+        assert sampled.intervals[name][0] * 0.99 <= value <= sampled.intervals[name][1] * 1.01
+
+
+def test_intervals_of_many_points_are_those_of_each(monkeypatch):
+    runs, _ = table_of("over_training", noise=0.004)
+    drawn = bootstrap(fit(runs, "chinchilla", 1e-3), runs, 200)
+    each = predict_runs(drawn, runs)
+    monkeypatch.setattr("analysis.uncertainty.predict.MANY_POINTS", 10)
+    together = predict_runs(drawn, runs)
+    np.testing.assert_allclose(together.low, each.low, rtol=2e-3)
+    np.testing.assert_allclose(together.high, each.high, rtol=2e-3)
+
+
+def skill_table(law="error", noise=0.01, seed=0):
+    """Runs of a task metric against the loss, 30 of them, the lowest losses held out."""
+    runs, truth = table_of(law)
+    rng = np.random.default_rng(seed)
+    value = runs.loss * np.exp(noise * rng.standard_normal(len(runs)))
+    frame = pd.DataFrame({"loss": runs.input("L"), "metric": np.minimum(value, 0.999)})
+    return read_runs(frame, inputs={"L": "loss"}, loss_column="metric", holdout="loss < 2.1"), truth
+
+
+def test_laws_of_the_loss_extrapolate_to_lower_losses():
+    """Failure would mean: the law is judged by predicting the worse models from the better ones."""
+    runs, _ = skill_table()
+    problem = pose(runs, "error")
+    pairs, _ = cuts_of(problem)
+    assert pairs
+    for below, above in pairs:
+        assert runs.fitted.input("L")[below].min() > runs.fitted.input("L")[above].max()
+    drawn = replace(bootstrap(fit(runs, "error"), runs, 50), discrepancy={"k": 0.5, "dof": 5.0, "origin": -1.3})
+    misfit = misfit_at(drawn, L=np.array([4.0, 3.2, 2.0, 1.5]))
+    assert misfit[0] == 0.0
+    assert misfit[3] > misfit[2] > misfit[1], "the misfit grows towards lower losses, which no run has reached"
+
+
+def test_a_prediction_names_its_unit_and_leaves_out_draws_that_are_not_finite():
+    runs, _ = skill_table()
+    drawn = bootstrap(fit(runs, "error"), runs, 40)
+    draws = drawn.draws.copy()
+    draws[:3, drawn.draws.shape[1] - 2] = 10.0  # k = e^10: the error would be below 0, which has no log
+    p = predict(replace(drawn, draws=draws), 1.9)
+    assert p.low < p.value < p.high
+    assert any("3 of 40" in note for note in p.notes)
+    assert "nats" not in str(p)
+    assert any("outside the fitted range" in note for note in p.notes)
+    lost = predict(replace(drawn, draws=np.repeat(draws[:1], 40, axis=0)), 1.9)
+    assert lost.low is None
+    joint, _ = table_of("over_training", noise=0.004)
+    assert "nats/token" in str(predict(bootstrap(fit(joint, "chinchilla"), joint, 20), 1e9, 1e10))
+
+
+def test_an_accuracy_is_fitted_on_the_logit_and_stays_between_0_and_1():
+    runs, truth = skill_table("accuracy", noise=0.002)
+    drawn = bootstrap(fit(runs, "accuracy"), runs, 50)
+    p = predict(drawn, np.array([0.5, 1.5, 5.0]))
+    assert (p.low > 0).all()
+    assert (p.high < 1).all()
+    assert drawn.params["L_0"] == pytest.approx(truth["L_0"], abs=0.05)
+    frame = runs.frame.assign(metric=np.where(runs.frame["loss"] < 2.0, 1.0, runs.frame["metric"]))
+    whole = read_runs(frame, inputs={"L": "loss"}, loss_column="metric")
+    with pytest.raises(InputError, match=r"\(k \+ 0.5\) / \(m \+ 1\)"):
+        fit(whole, "accuracy")
+
+
+def test_one_choice_of_law_and_delta():
+    """Failure would mean: `report` and `compare` pick different laws on the same folder."""
+    runs = read_runs(pd.concat([table_of("over_training", 0.02, seed)[0].frame for seed in (0, 1)]))
+    findings = analyse(runs, draws=10)
+    laws = {name: LAWS[name] for name in JOINT}
+    chosen, table = compare(runs, laws)
+    name, scores = choose_law(runs, laws)
+    assert findings.law == chosen == name
+    assert {s.score for s in scores.values()} == {s.score for s in findings.scores.values()}
+    delta, reason = choose_delta(runs, LAWS["chinchilla"])
+    assert delta > 0.01
+    assert set(table["delta"]) == {delta} == {s.delta for s in scores.values()} == {findings.fit.delta}
+    assert set(table["delta_reason"]) == {reason} == {findings.fit.delta_reason}
+    assert reason in findings.fit.summary()
+
+
+def test_aicc_corrects_for_few_runs_and_many_parameters_are_warned_of():
+    runs = read_runs(table_of("over_training", noise=0.003)[0].frame.iloc[::5])
+    _, table = compare(runs, laws_for(runs, ["chinchilla", "over_training"]))
+    rows = table.set_index("law")
+    least = {law: fit(runs, law, objective="lsq").objective for law in rows.index}
+    n = len(runs)
+
+    def aicc(law):
+        k = LAWS[law].size + 1
+        return n * np.log(least[law]) + 2 * k * n / (n - k - 1)
+
+    difference = aicc("chinchilla") - aicc("over_training")
+    assert rows.loc["chinchilla", "daicc"] - rows.loc["over_training", "daicc"] == pytest.approx(difference)
+    assert "5 parameters are many for 13 runs" in rows.loc["chinchilla", "note"]
+    assert "many" not in rows.loc["over_training", "note"]
+
+
+@needs_public
+def test_exponents_are_not_capped_where_public_runs_want_more():
+    frame = pd.read_parquet(public() / "farseer/train.parquet")
+    flops = 6 * frame["N"] * frame["D"]
+    top = fit(read_runs(frame[flops >= flops.quantile(0.9)]), "kaplan")
+    assert top.params["alpha_D"] > 3
+    assert not top.diagnostics["at_bound"]
+
+
+def test_at_a_bound_the_summary_says_what_it_cost():
+    """A floor below zero is what these runs want: E is held at 0, and the cost is that of holding it there."""
+    x = np.geomspace(1e3, 1e6, 30)
+    runs = read_runs(pd.DataFrame({"x": x, "loss": 20 * x**-0.2 - 0.2}), inputs={"x": "x"})
+    bounded = fit(runs, "saturating")
+    assert bounded.params["E"] == 0.0
+    assert bounded.diagnostics["at_bound"]["E"] > 0.9, "beyond the bound the fit is exact"
+    assert "E is at the edge of its allowed range: moved out, the objective would fall by" in bounded.summary()
+    assert not fit(table_of("saturating", noise=0.001)[0], "saturating").diagnostics["at_bound"]
+
+
+def test_target_takes_the_options_of_a_fit():
+    """Failure would mean: --objective, --delta, --fix or --tie is read and forgotten."""
+    runs, _ = table_of("over_training", noise=0.004)
+    laws = {"chinchilla": LAWS["chinchilla"]}
+    aimed = fit_for_target(runs, 1e23, laws, objective="lsq", fixed={"E": 1.4}, delta=0.02).fit
+    assert (aimed.objective_name, aimed.delta) == ("lsq", 0.02)
+    assert aimed.params["E"] == pytest.approx(1.4)
+    tied = fit_for_target(runs, 1e23, laws, tied=[("alpha", "beta")]).fit
+    assert tied.params["alpha"] == tied.params["beta"]
+    assert fit_for_target(runs, 1e23, fixed={"gamma": 0.5}).fit.law == "coupled", "the only law with a gamma"
+    with pytest.raises(InputError, match="no parameter 'alhpa'"):
+        fit_for_target(runs, 1e23, laws, fixed={"alhpa": 1.0})
+
+
+def test_a_weighted_profile_is_that_of_the_weighted_problem():
+    runs, _ = table_of("over_training", noise=0.004)
+    aimed = fit_for_target(runs, 1e24, {"chinchilla": LAWS["chinchilla"]}, kappas=(1.0,)).fit
+    problem = aimed.problem(runs)
+    assert problem.weights.min() < 0.1
+    shape = profile(aimed, runs, "alpha")
+    points = list(zip(shape.values, shape.rise, strict=True))
+    for value, rise in (points[8], points[16]):
+        held = pose(runs, "chinchilla", aimed.delta, fixed={"alpha": float(value)})
+        held = fit_problem(replace(held, weights=problem.weights))
+        assert held.objective - aimed.objective == pytest.approx(rise, rel=1e-2, abs=1e-8)
