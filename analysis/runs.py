@@ -138,17 +138,7 @@ def read_runs(
     frame, n, d, loss, flops, held = (v[keep] for v in (frame, n, d, loss, flops, held))
     frame = frame.reset_index(drop=True)
 
-    check_positive(frame, loss, loss_name, "loss")
-    check_positive(frame, n, n_name, "N")
-    check_positive(frame, d, d_name or c_name, "D" if d_name else "D = C/6N")
-    check_positive(frame, flops, c_name or "6ND", "C")
-    given = {key for key, unit in (("n", n_unit), ("d", d_unit), ("loss", loss_unit)) if unit is not None}
-    doubt = look_wrong(n, d if d_name else np.full_like(d, np.nan), loss, n_name, d_name or "", loss_name, given)
-    if doubt:
-        raise InputError(doubt)
-    if c_name and d_name and (doubt := _odd_flops(flops, 6.0 * n * d, c_name)):
-        notes.append(doubt)
-    return Runs(
+    runs = Runs(
         n=n,
         d=d,
         loss=loss,
@@ -162,6 +152,21 @@ def read_runs(
         notes=tuple(notes),
         inputs=inputs,
     )
+    given = {key for key, unit in (("n", n_unit), ("d", d_unit), ("loss", loss_unit)) if unit is not None}
+    return _checked(runs, d_name, c_name, given)
+
+
+def _checked(runs: Runs, d_name: str | None, c_name: str | None, given: set[str]) -> Runs:
+    """The runs, with a note where their FLOPs look odd. Raises InputError where a value or a unit cannot be right."""
+    check_positive(runs.frame, runs.loss, runs.loss_column, "loss")
+    check_positive(runs.frame, runs.n, runs.n_column, "N")
+    check_positive(runs.frame, runs.d, d_name or c_name, "D" if d_name else "D = C/6N")
+    check_positive(runs.frame, runs.flops, c_name or "6ND", "C")
+    d = runs.d if d_name else np.full_like(runs.d, np.nan)
+    if doubt := look_wrong(runs.n, d, runs.loss, runs.n_column, d_name or "", runs.loss_column, given):
+        raise InputError(doubt)
+    odd = _odd_flops(runs.flops, 6.0 * runs.n * runs.d, c_name) if c_name and d_name else None
+    return replace(runs, notes=(*runs.notes, odd)) if odd else runs
 
 
 def _plain_runs(frame, inputs, loss_name, where, holdout, notes) -> Runs:

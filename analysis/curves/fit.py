@@ -278,16 +278,16 @@ def _usable(curves, skip):
 def _unidentified(name, curves) -> str | None:
     """Why these schedules do not pin down the law, and what to add; None where they do."""
     rates = [rate for c in curves for rate in c.lr[np.flatnonzero(drops(c.lr, c.step))]]
-    found = ", ".join(c.name for c in curves[:4])
+    names = ", ".join(c.name for c in curves[:4])
     if not rates:
         which = "C and lambda" if name == "tissue" else "B, C, beta and gamma"
         return (
-            f"law {name!r}: {which} cannot be told from curves of constant lr ({found}): add one whose lr falls after "
+            f"law {name!r}: {which} cannot be told from curves of constant lr ({names}): add one whose lr falls after "
             "the warm-up, such as cosine or wsd"
         )
     if name == "multi_power" and np.ptp(rates) <= 1e-3 * max(rates):
         return (
-            f"law {name!r}: gamma needs two rates that lr falls to, and there is {rates[0]:.3g} alone ({found}): add a "
+            f"law {name!r}: gamma needs two rates that lr falls to, and there is {rates[0]:.3g} alone ({names}): add a "
             "cosine or wsd curve, or choose 'tissue'"
         )
     return None

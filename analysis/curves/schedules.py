@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from analysis.errors import InputError, nearest_or_all
+from analysis.tables import numbers, read_table
 
 SCHEDULES = ("constant", "cosine", "linear", "wsd", "two_stage")
 SHAPES = ("linear", "1-sqrt", "exponential")
@@ -77,18 +77,14 @@ def read_curve(path, warmup: int | None = None, lr=None, name: str | None = None
     """
     path = Path(path)
     path = path / "curve.parquet" if path.is_dir() else path
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except Exception as error:  # pandas and pyarrow raise a dozen kinds; all mean that the file cannot be read
-        reason = "no such file" if not path.exists() else (str(error).strip().splitlines() or [repr(error)])[0]
-        raise InputError(f"{path} cannot be read as a loss curve ({reason}): give a CSV or parquet file") from error
+    frame = read_table(path)
     wanted = ("step", "loss") if lr is not None else ("step", "lr", "loss")
     for column in wanted:
         if column not in frame.columns:
             raise InputError(
                 f"{path}: no column {column!r}{nearest_or_all(column, frame.columns)}; rename it to {column!r}"
             )
-    columns = {c: pd.to_numeric(frame[c], errors="coerce").to_numpy(np.float64, na_value=np.nan) for c in wanted}
+    columns = {column: numbers(frame, column) for column in wanted}
     for column in wanted:
         wrong = np.flatnonzero(~np.isfinite(columns[column]))
         if wrong.size:

@@ -127,8 +127,8 @@ def exponent(fit: LawFit, flops: float | None = None, served: float = 0.0, extra
 def optimal_n(fit: LawFit, flops):
     """N* at each C under C = 6ND, by the fitted parameters; broadcasts."""
     flops = np.asarray(flops, float)
-    found = [_log_optimal_n(fit, fit.z, c, 0.0, extra_inputs(fit, None))[0] for c in flops.ravel()]
-    return np.exp(np.array(found)).reshape(flops.shape)
+    log_n = [_log_optimal_n(fit, fit.z, c, 0.0, extra_inputs(fit, None))[0] for c in flops.ravel()]
+    return np.exp(np.array(log_n)).reshape(flops.shape)
 
 
 def excess_loss(fit: LawFit, n: float, d: float, unique: float | None = None) -> dict[str, float]:

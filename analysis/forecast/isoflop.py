@@ -143,8 +143,8 @@ def isoflop(
     runs, rng = runs.fitted, np.random.default_rng(seed)
     slices, draws = [], []
     for rows in _group(runs, by, tolerance):
-        one, log_n, log_d = _slice(runs.take(rows), method, width, noise, n, rng)
-        slices.append(one)
+        made, log_n, log_d = _slice(runs.take(rows), method, width, noise, n, rng)
+        slices.append(made)
         draws.append((log_n, log_d))
     return _through(f"isoFLOP {method}", slices, draws, level, rng)
 

@@ -17,6 +17,7 @@ from analysis.fitting.checks import outliers
 from analysis.fitting.fit import fit
 from analysis.laws.forms import law_named
 from analysis.runs import Runs
+from analysis.tables import numbers
 from analysis.text import text_table
 
 AXES = ("n", "flops", "objective", "smoothing", "subset")
@@ -141,7 +142,7 @@ def _counts(runs) -> dict:
     counts = {runs.n_column: runs.n}
     for column in ("n_nonembedding", "n_compute", "n_total"):
         if column in runs.frame.columns and column not in counts:
-            values = pd.to_numeric(runs.frame[column], errors="coerce").to_numpy(float)
+            values = numbers(runs.frame, column)
             if np.isfinite(values).all() and (values > 0).all():
                 counts[column] = values
     return counts

@@ -16,6 +16,7 @@ from analysis.forecast.allocate import exponent
 from analysis.forecast.select import Score, choose_law
 from analysis.laws.forms import JOINT, LAWS, law_named
 from analysis.runs import Runs
+from analysis.tables import numbers
 from analysis.uncertainty.bootstrap import bootstrap
 from analysis.uncertainty.predict import predict_runs
 
@@ -74,14 +75,14 @@ class Findings:
             },
             "all_laws": {
                 name: {
-                    "params": dict(one.params),
-                    "intervals": dict(one.intervals),
-                    "objective": one.objective,
+                    "params": dict(fit.params),
+                    "intervals": dict(fit.intervals),
+                    "objective": fit.objective,
                     "mean_abs_error": self.mean_abs_error(name),
                     "coverage": self.coverage(name),
-                    "misfit": one.discrepancy["k"],
+                    "misfit": fit.discrepancy["k"],
                 }
-                for name, one in self.fits.items()
+                for name, fit in self.fits.items()
             },
             "diagnostics": dict(self.fit.diagnostics)
             | {"noise": dict(self.fit.noise), "discrepancy": dict(self.fit.discrepancy), "notes": list(self.fit.notes)},
@@ -132,8 +133,8 @@ def analyse(
     held = runs.take(runs.holdout)
     held = held.take(np.argsort(held.flops, kind="stable"))
     tables = []
-    for name, one in fits.items():
-        p = predict_runs(one, held)
+    for name, fitted in fits.items():
+        p = predict_runs(fitted, held)
         values = (held.n, held.d, held.flops, p.value, p.low, p.high, held.loss, p.value / held.loss - 1.0)
         tables.append(pd.DataFrame(dict(zip(HOLDOUT_COLUMNS, values, strict=True)) | {"law": name}))
     holdout, doubts = pd.concat(tables, ignore_index=True), tuple(doubts_of(fits[chosen], runs))
@@ -155,7 +156,7 @@ def n_sensitivity(result: Findings, draws: int = 300, seed: int = 0) -> pd.DataF
     for column in ("n_nonembedding", "n_compute", "n_total"):
         if column not in result.runs.frame.columns:
             continue
-        n = pd.to_numeric(result.runs.frame[column], errors="coerce").to_numpy(float)
+        n = numbers(result.runs.frame, column)
         if not (np.isfinite(n).all() and (n > 0).all()):
             continue
         runs = replace(result.runs, n=n, n_column=column)

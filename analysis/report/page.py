@@ -12,10 +12,11 @@ import pandas as pd
 from analysis.files import write_text
 from analysis.laws.forms import LAWS
 from analysis.report.findings import Findings, n_sensitivity
-from analysis.report.plots import figure_compute, figure_predicted, figure_tokens, to_svg
+from analysis.report.plots import figures_of, to_svg
 from analysis.text import printable, text_table
 
 _MOST_RUNS = 500
+_MOST_HELD = 50  # in a terminal
 
 # The checklist of (Mis)Fitting, arXiv 2502.18969: section, item, and the keys of `facts` that answer it.
 _CHECKLIST = (
@@ -42,21 +43,14 @@ _CHECKLIST = (
 def text_report(findings: Findings) -> str:
     """The terminal's tables: the held-out runs, every law's error, the chosen law's parameters, and Chinchilla's."""
     parts = ["\n".join(f"warning: {doubt}" for doubt in findings.doubts)] if findings.doubts else []
-    if len(findings.held_out()):
-        rows = [
-            (
-                f"{r['n']:.4g}",
-                f"{r['d']:.4g}",
-                f"{r['flops']:.3g}",
-                f"{r['predicted']:.4f} [{r['low']:.4f}, {r['high']:.4f}]",
-                f"{r['measured']:.4f}",
-                f"{100 * r['error']:+.2f} %",
-            )
-            for r in findings.held_out().to_dict("records")
-        ]
+    if held := _held_rows(findings):
+        rows = [(*row[:3], f"{row[3]} {row[4]}", *row[5:]) for row in held[:_MOST_HELD]]
+        left = len(findings.held_out()) - len(rows)
+        more = f"\n  and {left} more" if left else ""
         parts.append(
             f"Held-out runs, predicted by the {findings.law} law from {findings.fit.n_runs} cheaper or smaller runs\n"
             + _table(("N", "D", "FLOPs", "predicted [90 % interval]", "measured", "error"), rows)
+            + more
         )
     else:
         parts.append("No runs held out: give --holdout, such as --holdout 'flops > 1e12', to check the prediction")
@@ -77,82 +71,102 @@ def write_report(
     facts: what the runs' maker knows and the table does not, by checklist item ("data", "tokenizer", "hyperparameters",
     "code", ...); items of other names are listed too. checks: what else a reader should know before believing it.
     """
-    esc = _escaped
-    figures = "".join(
-        f'<figure><img alt="{esc(alt)}" src="data:image/svg+xml;base64,'
-        f'{base64.b64encode(to_svg(make(findings.runs, findings.fit)).encode()).decode()}"></figure>'
-        for make, alt in (
-            (figure_predicted, "predicted against measured loss"),
-            (figure_compute, "loss against compute with the compute-optimal frontier"),
-            (figure_tokens, "loss against tokens for each N"),
-        )
-    )
-    error = findings.mean_abs_error()
-    lead = f"The {findings.law} law, {LAWS[findings.law].text}, fitted to {findings.fit.n_runs} runs"
-    if error is not None:
-        count = len(findings.held_out())
-        lead += (
-            f", predicts the {count} held-out runs with a mean absolute error of {100 * error:.2f} %; "
-            f"{round(findings.coverage() * count)} of {count} lie inside their 90 % interval"
-        )
-    body = [
-        f"<h1>{esc(title)}</h1><p class=lead>{esc(lead)}.</p>",
+    held = _held_rows(findings)
+    heads = ("N", "D", "FLOPs", "predicted", "90 % interval", "measured", "error")
+    body = (
+        f"<h1>{_escaped(title)}</h1><p class=lead>{_escaped(_lead(findings))}.</p>",
         "<h2>Before you believe it</h2>" + _html_list((*findings.doubts, *_notes(findings), *checks)),
-    ]
-    if error is not None:
-        rows = [
-            (
-                f"{r['n']:.4g}",
-                f"{r['d']:.4g}",
-                f"{r['flops']:.3g}",
-                f"{r['predicted']:.4f}",
-                f"[{r['low']:.4f}, {r['high']:.4f}]",
-                f"{r['measured']:.4f}",
-                f"{100 * r['error']:+.2f} %",
-            )
-            for r in findings.held_out().to_dict("records")
-        ]
-        heads = ("N", "D", "FLOPs", "predicted", "90 % interval", "measured", "error")
-        body.append("<h2>Held-out runs</h2>" + _html_table(heads, rows))
-    body.append(figures)
-    body.append(
-        "<h2>Laws</h2>"
-        + _html_table(("law", "held-out error", "in 90 % interval", "validation error", "note"), _law_rows(findings))
-        + "<p>Validation: fit the cheaper runs, predict those up to 4 times dearer, at many cuts inside the fitted "
-        "part. The law is chosen by it alone; a simpler law within 10 % of the best wins.</p>"
+        "<h2>Held-out runs</h2>" + _html_table(heads, held) if held else "",
+        _figures_section(findings),
+        _laws_section(findings),
+        _sensitivity_section(findings),
+        "<h2>Checklist</h2>" + _html_table(("", "item", "answer"), _checklist(findings, facts or {})),
+        "<h2>Runs</h2>" + _runs_table(findings),
     )
-    for law in dict.fromkeys((findings.law, "chinchilla")):
-        if law in findings.fits:
-            summary = "\n".join(map(esc, findings.fits[law].summary().split("\n")))
-            body.append(
-                f"<h2>Parameters, {esc(law)}</h2><p><code>L = {esc(LAWS[law].text)}</code></p>"
-                + _html_table(("parameter", "estimate", "90 % interval"), _param_rows(findings, law))
-                + f"<details><summary>Summary</summary><pre>{summary}</pre></details>"
-            )
-    sensitivity = n_sensitivity(findings)
-    if len(sensitivity):
-        rows = [
-            (
-                r["n_column"],
-                r["law"],
-                f"{r['a']:.3f}",
-                f"[{r['low']:.3f}, {r['high']:.3f}]",
-                _percent(None if pd.isna(r["mean_abs_error"]) else r["mean_abs_error"]),
-            )
-            for r in sensitivity.to_dict("records")
-        ]
-        body.append(
-            "<h2>What N counts</h2><p>The exponent a of the compute-optimal size, N* ~ C<sup>a</sup>, C = 6ND.</p>"
-            + _html_table(("N", "law", "a", "90 % interval", "held-out error"), rows)
-        )
-    body.append("<h2>Checklist</h2>" + _html_table(("", "item", "answer"), _checklist(findings, facts or {})))
-    body.append("<h2>Runs</h2>" + _runs_table(findings))
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{esc(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_escaped(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
         f"<body>{''.join(body)}</body></html>\n"
     )
     return write_text(path, page)
+
+
+def _held_rows(findings: Findings) -> list[tuple[str, ...]]:
+    """N, D, FLOPs, predicted, interval, measured, error of each held-out run, as text."""
+    return [
+        (
+            f"{r['n']:.4g}",
+            f"{r['d']:.4g}",
+            f"{r['flops']:.3g}",
+            f"{r['predicted']:.4f}",
+            f"[{r['low']:.4f}, {r['high']:.4f}]",
+            f"{r['measured']:.4f}",
+            f"{100 * r['error']:+.2f} %",
+        )
+        for r in findings.held_out().head(_MOST_RUNS).to_dict("records")
+    ]
+
+
+def _lead(findings: Findings) -> str:
+    error, count = findings.mean_abs_error(), len(findings.held_out())
+    lead = f"The {findings.law} law, {LAWS[findings.law].text}, fitted to {findings.fit.n_runs} runs"
+    if error is None:
+        return lead
+    return (
+        f"{lead}, predicts the {count} held-out runs with a mean absolute error of {100 * error:.2f} %; "
+        f"{round(findings.coverage() * count)} of {count} lie inside their 90 % interval"
+    )
+
+
+def _figures_section(findings: Findings) -> str:
+    captions = {
+        "predicted": "predicted against measured loss",
+        "compute": "loss against compute with the compute-optimal frontier",
+        "tokens": "loss against tokens for each N",
+    }
+    figures = figures_of(findings.runs, findings.fit)
+    pictures = {name: base64.b64encode(to_svg(figures[name]).encode()).decode() for name in captions}
+    return "".join(
+        f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{pictures[name]}"></figure>'
+        for name, caption in captions.items()
+    )
+
+
+def _laws_section(findings: Findings) -> str:
+    parts = [
+        "<h2>Laws</h2>",
+        _html_table(("law", "held-out error", "in 90 % interval", "validation error", "note"), _law_rows(findings)),
+        "<p>Validation: fit the cheaper runs, predict those of up to 4 times the compute, at many cuts inside the "
+        "fitted part. The law is chosen by it alone; a simpler law within 10 % of the best wins.</p>",
+    ]
+    for law in dict.fromkeys((findings.law, "chinchilla")):
+        if law in findings.fits:
+            summary = "\n".join(map(_escaped, findings.fits[law].summary().split("\n")))
+            parts += [
+                f"<h2>Parameters, {_escaped(law)}</h2><p><code>L = {_escaped(LAWS[law].text)}</code></p>",
+                _html_table(("parameter", "estimate", "90 % interval"), _param_rows(findings, law)),
+                f"<details><summary>Summary</summary><pre>{summary}</pre></details>",
+            ]
+    return "".join(parts)
+
+
+def _sensitivity_section(findings: Findings) -> str:
+    rows = [
+        (
+            r["n_column"],
+            r["law"],
+            f"{r['a']:.3f}",
+            f"[{r['low']:.3f}, {r['high']:.3f}]",
+            _percent(None if pd.isna(r["mean_abs_error"]) else r["mean_abs_error"]),
+        )
+        for r in n_sensitivity(findings).to_dict("records")
+    ]
+    if not rows:
+        return ""
+    return (
+        "<h2>What N counts</h2><p>The exponent a of the compute-optimal size, N* ~ C<sup>a</sup>, C = 6ND.</p>"
+        + _html_table(("N", "law", "a", "90 % interval", "held-out error"), rows)
+    )
 
 
 def _percent(share) -> str:

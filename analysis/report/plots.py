@@ -74,17 +74,16 @@ def figure_predicted(runs: Runs, fit: LawFit) -> Figure:
     figure = Figure(figsize=(6.4, 5.6), dpi=110, layout="constrained", facecolor="white")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
     colour = _colour_of(runs.n)
-    p = predict_runs(fit, runs)
-    predicted, low, high = p.value, p.low, p.high
-    held = runs.holdout
+    predicted, held = fit.predict(**{name: runs.input(name) for name in law_named(fit.law).inputs}), runs.holdout
     span = [min(runs.loss.min(), predicted.min()) * 0.98, max(runs.loss.max(), predicted.max()) * 1.02]
     axes.plot(span, span, color="#999999", lw=1.0, zorder=1)
     below.axhline(0.0, color="#999999", lw=1.0, zorder=1)
     if held.any():
         bars = {"fmt": "none", "ecolor": "#555555", "elinewidth": 1.0, "capsize": 2.5, "zorder": 3}
-        p, m = predicted[held], runs.loss[held]
-        axes.errorbar(m, p, yerr=[p - low[held], high[held] - p], **bars)
-        below.errorbar(m, 100 * (p / m - 1), yerr=[100 * (p - low[held]) / m, 100 * (high[held] - p) / m], **bars)
+        interval, p, m = predict_runs(fit, runs.take(held)), predicted[held], runs.loss[held]
+        reach = np.stack([p - interval.low, interval.high - p])
+        axes.errorbar(m, p, yerr=reach, **bars)
+        below.errorbar(m, 100 * (p / m - 1), yerr=100 * reach / m, **bars)
     _points(axes, runs.loss, predicted, runs, colour)
     _points(below, runs.loss, 100.0 * (predicted / runs.loss - 1.0), runs, colour)
     for panel in (axes, below):

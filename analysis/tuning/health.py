@@ -97,7 +97,7 @@ def deviations(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> np.ndarray:
     is expected of them. As the one judged is left out of both, one bad size does not hide, nor does it blame the
     others: their own scatter holds it.
     """
-    found = []
+    standardised = []
     for i in range(len(x)):
         others = np.delete(np.arange(len(x)), i)
         chi2, misses = 0.0, []
@@ -108,8 +108,8 @@ def deviations(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> np.ndarray:
             chi2 += float(np.sum((y[others, k] / error[others, k] - design @ line) ** 2))
             misses.append((y[i, k] - line[0]) / math.sqrt(error[i, k] ** 2 + inverse[0, 0]))
         excess = math.sqrt((PRIOR + chi2) / (PRIOR + (len(others) - 2) * y.shape[1]))
-        found.append(np.array(misses) / excess)
-    return np.array(found)
+        standardised.append(np.array(misses) / excess)
+    return np.array(standardised)
 
 
 def verdict(score: float) -> str:
@@ -168,13 +168,13 @@ def judge(grid: str, ladder: tuple[float, float, float] | None, diverged: int, u
 
 def grid_check(runs: pd.DataFrame) -> str:
     """Of one size: "inside", "edge", or "none" where no three learning rates were tried at one (D, batch)."""
-    found = []
+    optima = []
     for _, cell in runs.groupby(["cell", "batch_size"]):
         cell = cell.groupby("lr", as_index=False)["loss"].mean()
         if len(cell) >= 3:
             _, loss, inside = optimum(cell["lr"].to_numpy(), cell["loss"].to_numpy())
-            found.append((loss, inside))
-    return "none" if not found else "inside" if min(found)[1] else "edge"
+            optima.append((loss, inside))
+    return "none" if not optima else "inside" if min(optima)[1] else "edge"
 
 
 def compare(best: pd.DataFrame, losses: dict) -> dict[float, tuple[float, float, float]]:

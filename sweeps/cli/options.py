@@ -3,10 +3,12 @@
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
 from sweeps.cli.parse import fail, number
 
+LARGE = 20 * 2**20  # bytes of a file from which on reading it takes seconds
 LAW_HELP = "auto, or the name of a law (docs/analysis.md lists them)"
 
 
@@ -59,6 +61,11 @@ def runs_of(args: argparse.Namespace):
     return runs, sweeps, given["law"] or "auto"
 
 
+def notes_text(runs) -> str:
+    """What reading the runs found, for the commands whose result does not hold it."""
+    return "".join(f"\nnote: {note}" for note in runs.notes)
+
+
 def frame_of(sources: list[Path]):
     """(one table of all runs, with the source of each in `from` where there are several; facts about each sweep)."""
     from analysis.tables import pool, read_table
@@ -72,6 +79,8 @@ def frame_of(sources: list[Path]):
             sweeps.append(describe(source))
             frames[str(source)] = table(source)
         else:
+            if source.exists() and source.stat().st_size > LARGE:
+                print(f"reading {source} ({source.stat().st_size / 2**20:,.0f} MiB)", file=sys.stderr, flush=True)
             frames[str(source)] = read_table(source)
     return pool(frames), sweeps
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sweeps.cli.options import COLUMNS, add_columns, add_json, number_of, pairs, print_result, runs_of
+from sweeps.cli.options import COLUMNS, add_columns, add_json, notes_text, number_of, pairs, print_result, runs_of
 from sweeps.cli.parse import command, fail, number, positive
 
 
@@ -102,7 +102,7 @@ def approaches(args) -> tuple[dict, str]:
         "isoflop akima": lambda runs: isoflop(runs, method="akima"),
     }
     record = {"flops": runs.c_column}
-    text = f"\n\nby the runs, without a law; here C is {runs.c_column}{ratio_to_6nd(runs)}"
+    text = f"\n\nby the runs, without a law; here C is {runs.c_column}{ratio_to_6nd(runs)}{notes_text(runs)}"
     for name, maker in makers.items():
         try:
             approach = maker(runs)

@@ -34,7 +34,7 @@ def cmd_sweep(argv: list[str]) -> int:
     add_execution(parser)
     args = parser.parse_args(argv)
     if args.json and not args.dry_run:
-        fail("--json is for --dry-run; a launched sweep is told by scaling status DIR --json")
+        fail("--json is for --dry-run; of a launched sweep: scaling status DIR --json")
 
     from scaling.engine.tracking import check_sinks
     from scaling.execution import Execution

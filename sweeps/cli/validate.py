@@ -1,6 +1,15 @@
 """The commands that ask how far a law can be trusted: backtest, compare, multiverse."""
 
-from sweeps.cli.options import LAW_HELP, add_figures, add_json, add_source, print_result, runs_of, save_figures
+from sweeps.cli.options import (
+    LAW_HELP,
+    add_figures,
+    add_json,
+    add_source,
+    notes_text,
+    print_result,
+    runs_of,
+    save_figures,
+)
 from sweeps.cli.parse import command, fail, number, positive
 
 
@@ -50,7 +59,8 @@ def cmd_backtest(argv: list[str]) -> int:
         from analysis.report.plots import figure_backtest
 
         save_figures(args.figures, {"backtest": figure_backtest(result)})
-    return print_result(args, record, text + (f"\nnote: {note}" if note else ""))
+    text += (f"\nnote: {note}" if note else "") + notes_text(runs)
+    return print_result(args, record | {"notes": list(runs.notes)}, text)
 
 
 def cmd_compare(argv: list[str]) -> int:
@@ -85,8 +95,8 @@ def cmd_compare(argv: list[str]) -> int:
         from analysis.report.plots import figure_compare
 
         save_figures(args.figures, {"compare": figure_compare(table, chosen)})
-    notes = (f"\nnote: {note}" for note in dict.fromkeys(table["note"].dropna()) if note)
-    return print_result(args, record, text + "".join(notes))
+    text += "".join(f"\nnote: {note}" for note in dict.fromkeys(table["note"].dropna()) if note) + notes_text(runs)
+    return print_result(args, record | {"notes": list(runs.notes)}, text)
 
 
 def cmd_multiverse(argv: list[str]) -> int:
@@ -111,7 +121,8 @@ def cmd_multiverse(argv: list[str]) -> int:
         positive("--d", args.d)
     runs, _, _ = runs_of(args)
     result = multiverse(runs, args.law, None if args.n is None else (args.n, args.d))
-    return print_result(args, result.to_json(), result.summary())
+    record = result.to_json() | {"notes": list(runs.notes)}
+    return print_result(args, record, result.summary() + notes_text(runs))
 
 
 def percent(share: float | None) -> str:
