@@ -38,6 +38,19 @@ def same_trunk(config: RunConfig) -> RunConfig:
     return replaced(config, {"tokens": 1, "schedule": schedule, "data.repeat": True})
 
 
+@functools.lru_cache(maxsize=65_536)
+def same_rates(config: RunConfig) -> RunConfig:
+    """Runs whose learning rate and weight decay are equal at every step: of one schedule and as many steps."""
+    optim = OptimConfig(lr=config.optim.lr, weight_decay=config.optim.weight_decay, decay=config.optim.decay)
+    return RunConfig(
+        data=DataConfig(seq_len=config.data.seq_len),
+        optim=optim,
+        schedule=config.schedule,
+        tokens=config.tokens,
+        batch_size=config.batch_size,
+    )
+
+
 def same_but_horizon_and_rate(config: RunConfig) -> RunConfig:
     """Runs that one learning rate is chosen for, whatever their horizon."""
     return replaced(config, {"tokens": 1, "optim.lr": 1.0})

@@ -26,12 +26,19 @@ def fields_of(kind: type) -> dict[str, tuple[dataclasses.Field, Any]]:
     return {f.name: (f, hints[f.name]) for f in dataclasses.fields(kind)}
 
 
+@functools.cache
+def absent_values(kind: type) -> list[tuple[str, Any]]:
+    """The name of every field, with the value that it is left out at: its default if marked ADDED, else none."""
+    never = object()
+    return [(name, default_of(f) if "added" in f.metadata else never) for name, (f, _) in fields_of(kind).items()]
+
+
 def to_plain(value: Any) -> Any:
     """Nested dicts and lists of plain values. A field marked ADDED, or a whole part, is left out while it equals its
     default."""
     if dataclasses.is_dataclass(value):
-        values = ((f, getattr(value, name)) for name, (f, _) in fields_of(type(value)).items())
-        return {f.name: to_plain(v) for f, v in values if not ("added" in f.metadata and v == default_of(f))}
+        values = ((name, getattr(value, name), absent) for name, absent in absent_values(type(value)))
+        return {name: to_plain(v) for name, v, absent in values if v != absent}
     if isinstance(value, tuple):
         return [to_plain(v) for v in value]
     return {k: to_plain(v) for k, v in value.items()} if isinstance(value, dict) else value

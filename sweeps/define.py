@@ -13,6 +13,7 @@ is found when they are launched.
 """
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -35,6 +36,7 @@ from scaling.provenance import digest
 
 Runs = tuple[RunConfig, ...]
 Rule = Callable[[RunConfig], RunConfig]
+MOST_ROWS = 1_000  # of a table that is printed
 ROUNDING = 0.05  # of a D that follows from a budget or a ratio: more, and a step is too large for the run
 
 
@@ -172,11 +174,12 @@ def table_text(runs: Iterable[RunConfig]) -> str:
     values = {path: [value_at(config, path) for config in runs] for path in leaves(RunConfig) if path != "tokens"}
     differ = [path for path, column in values.items() if len(set(column)) > 1]
     rows = [["run", "N (n_compute)", "D tokens", "D/N", "FLOPs", *differ]]
-    for i, config in enumerate(runs):
+    for i, config in enumerate(runs[:MOST_ROWS]):
         n, d = config.counts.n_compute, config.trained_tokens
         shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (values[path][i] for path in differ)]
         rows.append([config.run_id, f"{n:,}", f"{d:,}", f"{d / n:.3g}", f"{config.flops:.3g}", *shown])
-    return text_table(rows)
+    more = f"\n... and {len(runs) - MOST_ROWS:,} more" if len(runs) > MOST_ROWS else ""
+    return text_table(rows) + more
 
 
 def cells(
@@ -257,7 +260,13 @@ def sized(model: ModelConfig, n: float, fields: dict[str, Any]) -> ModelConfig:
     kept = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if "size" not in f.metadata}
     if model.n_kv_heads != model.n_heads:
         kept["n_kv_heads"] = model.n_kv_heads
-    return for_size(n, **(kept | fields))
+    return of_size(n, tuple((kept | fields).items()))
+
+
+@functools.lru_cache(maxsize=4096)
+def of_size(n: float, fields: tuple[tuple[str, Any], ...]) -> ModelConfig:
+    """`for_size`, once for each size: it tries hundreds of shapes."""
+    return for_size(n, **dict(fields))
 
 
 def typed(path: str, value: Any) -> Any:

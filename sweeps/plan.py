@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from scaling.alike import same_trunk
+from scaling.alike import same_rates, same_trunk
 from scaling.config import RunConfig
 from scaling.engine.schedules import learning_rates, weight_decays
 from scaling.folder import read_json, write_atomically
@@ -118,6 +118,11 @@ def steps_in(folder: Path) -> list[int]:
 
 def common_steps(a: RunConfig, b: RunConfig) -> int:
     """Steps from the beginning on in which two runs of one group do the same: equal rates and weight decays."""
+    return common_beginning(same_rates(a), same_rates(b))
+
+
+@functools.lru_cache(maxsize=65_536)
+def common_beginning(a: RunConfig, b: RunConfig) -> int:
     n = min(a.steps, b.steps)
     differs = np.zeros(n, bool)
     for values in (learning_rates, weight_decays):

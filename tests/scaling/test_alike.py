@@ -12,6 +12,7 @@ PROJECTIONS = {
     "program": alike.same_program,
     "swarm": alike.same_swarm,
     "trunk": alike.same_trunk,
+    "rates": alike.same_rates,
     "rate": alike.same_but_horizon_and_rate,
     "speed": alike.same_speed,
     "regime": alike.same_regime,
@@ -22,51 +23,51 @@ HOST = "program swarm speed regime"  # what only the host reads: the compiled pr
 
 # Field: (another value, the projections in which runs may differ by it).
 MAY_DIFFER = {
-    "model.vocab_size": (512, "regime"),
-    "model.d_model": (96, "regime"),
-    "model.n_layers": (2, "regime"),
-    "model.n_heads": (2, "regime"),
-    "model.n_kv_heads": (1, "regime"),
-    "model.d_ff": (64, "regime"),
-    "model.activation": ("gelu", "regime"),
-    "model.qk_norm": (False, "regime"),
-    "model.tied": (True, "regime"),
-    "model.logit_softcap": (30.0, "regime"),
-    "model.z_loss": (1e-4, "regime"),
-    "model.rope_theta": (100.0, "regime"),
-    "model.parametrization": ("mup", "regime"),
-    "model.base_width": (32, "regime"),
-    "model.base_depth": (2, "regime"),
-    "model.base_head_dim": (8, "regime"),
+    "model.vocab_size": (512, "regime rates"),
+    "model.d_model": (96, "regime rates"),
+    "model.n_layers": (2, "regime rates"),
+    "model.n_heads": (2, "regime rates"),
+    "model.n_kv_heads": (1, "regime rates"),
+    "model.d_ff": (64, "regime rates"),
+    "model.activation": ("gelu", "regime rates"),
+    "model.qk_norm": (False, "regime rates"),
+    "model.tied": (True, "regime rates"),
+    "model.logit_softcap": (30.0, "regime rates"),
+    "model.z_loss": (1e-4, "regime rates"),
+    "model.rope_theta": (100.0, "regime rates"),
+    "model.parametrization": ("mup", "regime rates"),
+    "model.base_width": (32, "regime rates"),
+    "model.base_depth": (2, "regime rates"),
+    "model.base_head_dim": (8, "regime rates"),
     # The corpus lies on the device, so its length is part of the program.
-    "data.source": ("tfds:c4", "speed regime"),
-    "data.tokenizer": ("bpe:512", "speed regime"),
-    "data.valid_fraction": (0.1, "speed regime"),
+    "data.source": ("tfds:c4", "speed regime rates"),
+    "data.tokenizer": ("bpe:512", "speed regime rates"),
+    "data.valid_fraction": (0.1, "speed regime rates"),
     "data.seq_len": (128, ""),
-    "data.seed": (1, HOST),
-    "data.repeat": (True, HOST + " trunk"),
-    "data.unique_tokens": (6400, "program speed regime"),
-    "data.valid_tokens": (6400, "program speed regime"),
-    "optim.name": ("adamw", ""),
+    "data.seed": (1, HOST + " rates"),
+    "data.repeat": (True, HOST + " rates trunk"),
+    "data.unique_tokens": (6400, "program speed regime rates"),
+    "data.valid_tokens": (6400, "program speed regime rates"),
+    "optim.name": ("adamw", "rates"),
     "optim.lr": (0.5, HOST + " rate"),
-    "optim.b1": (0.5, "speed regime"),
-    "optim.b2": (0.5, "speed regime"),
-    "optim.eps": (1e-6, "speed regime"),
+    "optim.b1": (0.5, "speed regime rates"),
+    "optim.b2": (0.5, "speed regime rates"),
+    "optim.eps": (1e-6, "speed regime rates"),
     "optim.weight_decay": (0.5, HOST),
-    "optim.clip": (2.0, "speed regime"),
+    "optim.clip": (2.0, "speed regime rates"),
     "optim.decay": ("independent", HOST),
-    "optim.momentum": (0.5, "speed regime"),
-    "optim.options": ('{"b1":0.5}', "regime"),
+    "optim.momentum": (0.5, "speed regime rates"),
+    "optim.options": ('{"b1":0.5}', "regime rates"),
     "schedule.name": ("cosine", HOST + " trunk"),
     "schedule.warmup_tokens": (0, HOST),
     "schedule.decay_fraction": (0.5, HOST + " trunk"),
     "schedule.final": (0.5, HOST + " trunk"),
     "tokens": (2_000_000, HOST + " trunk rate"),
     "batch_size": (16, "regime"),
-    "seed": (1, HOST),
-    "dtype": ("bfloat16", ""),
-    "objective.name": ("answers", ""),
-    "objective.options": ('{"beta":0.1}', "regime"),
+    "seed": (1, HOST + " rates"),
+    "dtype": ("bfloat16", "rates"),
+    "objective.name": ("answers", "rates"),
+    "objective.options": ('{"beta":0.1}', "regime rates"),
 }
 
 
@@ -75,9 +76,9 @@ def test_what_may_differ(path):
     assert path in MAY_DIFFER, (
         f"{path} is new: say for each projection of scaling/alike.py whether runs that differ in it are still alike. "
         "Does the compiled program read it (program)? May lanes of one program differ in it (swarm)? Do two runs that "
-        "differ in it begin with the same steps (trunk)? Is one learning rate chosen for both (rate)? Do their steps "
-        "take equally long (speed), or at least nearly (regime)? A wrong yes gives wrong results or a program compiled "
-        "anew; a wrong no only costs time."
+        "differ in it begin with the same steps (trunk)? Are their learning rates equal at every step (rates)? Is one "
+        "peak rate chosen for both (rate)? Do their steps take equally long (speed), or at least nearly (regime)? A "
+        "wrong yes gives wrong results or a program compiled anew; a wrong no only costs time."
     )
     other, allowed = MAY_DIFFER[path]
     changed = configure(BASE, {path: other})
