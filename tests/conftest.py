@@ -36,6 +36,12 @@ def pytest_sessionstart() -> None:
                 entry.unlink()
 
 
+def pytest_collection_modifyitems(config, items) -> None:
+    """Where processes share the tests, files with slow ones begin first: else one would wait for the last of them."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> str:
     """A source of small text files with some structure to learn: `text:GLOB`, about 60,000 bytes."""

@@ -104,8 +104,8 @@ def test_the_fit_is_of_the_runs_of_the_table_that_are_not_held_out(house, runs):
     fit = ask(house, "fit runs/mine")
     assert fit["n_runs"] == len(fitted)
     saved = json.loads((house[0] / "fit.json").read_text())
-    assert saved["fitted_range"]["N"] == [fitted["n_compute"].min(), fitted["n_compute"].max()]
-    assert saved["fitted_range"]["D"] == [fitted["tokens"].min(), fitted["tokens"].max()]
+    assert saved["fitted_range"]["n"] == [fitted["n_compute"].min(), fitted["n_compute"].max()]
+    assert saved["fitted_range"]["d"] == [fitted["tokens"].min(), fitted["tokens"].max()]
     middle = fitted.iloc[len(fitted) // 2]
     predicted = ask(house, f"predict fit.json --n {middle.n_compute} --d {middle.tokens}")["predicted"]
     assert predicted == pytest.approx(middle.loss, rel=0.1), "the law does not pass near its own runs"

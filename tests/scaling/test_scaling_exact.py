@@ -18,7 +18,7 @@ from scaling.engine.program import CHUNK_STEPS, program_for
 from scaling.engine.sharding import batch_sharding, make_mesh
 from scaling.execution import Execution
 
-MODEL = ModelConfig(vocab_size=64, d_model=64, n_layers=4, n_heads=4, n_kv_heads=2, z_loss=1e-3)
+MODEL = ModelConfig(vocab_size=64, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, z_loss=1e-3)
 CONFIG = RunConfig(model=MODEL, data=DataConfig(seq_len=128), optim=OptimConfig(lr=1e-2), batch_size=8)
 PLAIN = {"attention": "plain", "layers": "unrolled", "remat": "none", "loss_chunks": 1}
 STEPS = 8
@@ -56,16 +56,21 @@ def reference():
     [
         {"attention": "blocked"},
         {"layers": "scanned"},
-        {"remat": "dots"},
-        {"remat": "full"},
-        {"layers": "scanned", "remat": "full"},
-        {"loss_chunks": 4},
         {"accumulate": 4},
-        {"mesh": "data=8"},
         {"mesh": "fsdp=8"},
-        {"mesh": "fsdp=4,tensor=2"},
-        {"mesh": "data=2,sequence=4"},
-        {"mesh": "fsdp=2,tensor=2,sequence=2", "layers": "scanned", "remat": "dots", "loss_chunks": 2},
+        *(
+            pytest.param(changes, marks=pytest.mark.slow)
+            for changes in (
+                {"remat": "dots"},
+                {"remat": "full"},
+                {"layers": "scanned", "remat": "full"},
+                {"loss_chunks": 4},
+                {"mesh": "data=8"},
+                {"mesh": "fsdp=4,tensor=2"},
+                {"mesh": "data=2,sequence=4"},
+                {"mesh": "fsdp=2,tensor=2,sequence=2", "layers": "scanned", "remat": "dots", "loss_chunks": 2},
+            )
+        ),
     ],
     ids=str,
 )
@@ -148,7 +153,7 @@ def test_data_parallelism_gathers_no_weights():
     assert sum(gathered(mesh="data=8")) == 0
 
 
-GOLDEN = {1: 4.15888, 2: 3.95525, 4: 3.11746, 8: 1.95318}  # nats/token, by step; log(64) = 4.15888
+GOLDEN = {1: 4.15888, 2: 3.95525, 4: 3.25463, 8: 1.97232}  # nats/token, by step; log(64) = 4.15888
 
 
 def test_golden_losses_of_a_tiny_run(reference):

@@ -265,7 +265,16 @@ def test_nan_ends_the_run_for_good(config, tmp_path):
     assert train(wild, tmp_path / "run") == result, "a diverged run is not tried again"
 
 
-@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=2,fsdp=4", "fsdp=4,tensor=2", "data=2,sequence=4"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        "fsdp=8",
+        *(
+            pytest.param(mesh, marks=pytest.mark.slow)
+            for mesh in ("data=8", "data=2,fsdp=4", "fsdp=4,tensor=2", "data=2,sequence=4")
+        ),
+    ],
+)
 def test_the_mesh_does_not_matter(config, undisturbed, tmp_path, mesh):
     """Sums are taken in another order, so to 1e-5 and not to the bit."""
     result = train(config, tmp_path / "run", Execution(mesh=mesh))
@@ -282,6 +291,7 @@ def test_fsdp_shards_parameters_and_optimiser_state():
     assert sum(x.size for x in sharded) > 0.95 * whole, "parameters or moments lie whole on every device"
 
 
+@pytest.mark.slow
 def test_stopped_on_one_mesh_resumed_on_another_and_in_a_scan(config, undisturbed, tmp_path, short_calls):
     with pytest.raises(Preempted):
         train(config, tmp_path / "run", Execution(mesh="fsdp=8"), should_stop=stop_after(6))

@@ -201,7 +201,6 @@ def test_measuring_trains_short_runs_and_remembers(corpus, monkeypatch):
     data = DataConfig(source=corpus, seq_len=32, valid_fraction=0.1, repeat=True)
     runs = [config(d, 20_000, data=data, batch_size=4) for d in (8, 16)]
     open_store(corpus, "bytes", valid_fraction=0.1)
-    monkeypatch.setattr(measure, "STEP_SECONDS", 0.3)
     places = [{"cores": "0"}, {"cores": "0"}]
     known = measure.measure_missing(runs, places)
     assert all(known.near(run) for run in runs)

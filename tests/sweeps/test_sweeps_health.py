@@ -74,7 +74,8 @@ def test_nothing_vouches_for_two_sizes_with_one_learning_rate(tmp_path):
 @pytest.mark.slow
 def test_the_coordinate_check_of_a_sweep_of_standard_models_says_so(tmp_path):
     for d_model in (16, 32, 64):
-        write_run(tmp_path, config_of(d_model), np.full(100, 2.0), 2.0)
+        shallow = dataclasses.replace(config_of(d_model), model=ModelConfig(d_model=d_model, n_layers=1, n_heads=2))
+        write_run(tmp_path, shallow, np.full(100, 2.0), 2.0)
     assert coordinates_text(tmp_path) == ""
     found = coordinates(tmp_path)
     assert found["standard"]["axis"] == "d_model"

@@ -67,7 +67,7 @@ def test_failures_are_told_and_leave_the_others_alone(definition, tmp_path):
     broken.mkdir()
     (broken / "config.json").write_text(json.dumps(sweep.runs[1].to_dict()))
     lines = []
-    state = local.launch(sweep, out, workers=2, show=lambda state, line: lines.append(line))
+    state = local.launch(sweep, out, workers=1, show=lambda state, line: lines.append(line))
     assert (state.finished, list(state.failed)) == (3, [broken.name])
     assert f"holds another run ({sweep.runs[1].run_id}" in state.failed[broken.name]
     assert sum("trying again" in line for line in lines) == 0, "bad input does not mend by trying again"
@@ -80,7 +80,7 @@ def test_a_run_whose_folder_cannot_be_used_leaves_the_others_alone(definition, t
     prepare("tiny", sweep, out)
     dearest = max(sweep.runs, key=lambda config: config.flops).run_id
     (out / "runs" / dearest).write_text("in the way")
-    state = local.launch(sweep, out, workers=2)
+    state = local.launch(sweep, out, workers=1)
     assert (state.finished, list(state.failed)) == (3, [dearest])
     assert "its folder cannot be used: [Errno 20]" in state.failed[dearest]
 
@@ -98,7 +98,7 @@ def test_what_can_be_made_again_is_set_aside_and_made_again(definition, undistur
     (no_result / "result.json").write_text('{"status": "fin')
     (leased / "lease-000001").mkdir()
     prepare("tiny", sweep, out)
-    state = local.launch(sweep, out, workers=2)
+    state = local.launch(sweep, out, workers=1)
     assert (state.finished, state.failed) == (4, {})
     assert_same_runs(table(out), undisturbed)
     aside = sorted(path.name.rpartition("-")[0] for path in out.glob("runs/*/damaged-*"))
