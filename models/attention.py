@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from models.implementation import Implementation
-from models.product import product
+from models.matmul import cpu_matmul
 
 MASKED = -1e30  # finite, so that a fully masked row gives no NaN
 BLOCK = 64  # queries: measured best of 32, 64, 128 at T = 128 and 256 on a Zen 3 core
@@ -37,7 +37,7 @@ def plain(
     Heads are moved in front of time and the J queries of a group share one product, so that XLA's CPU backend sees
     plain batched matrix products. Weights are normalised after they met the values, on K numbers a row and not S.
     """
-    times = product if how.transpose_gradients else jnp.matmul
+    times = cpu_matmul if how.transpose_gradients else jnp.matmul
     B, T, G, J, K = q_BTGJK.shape
     q_BGTJK = (q_BTGJK * K**-0.5).astype(q_BTGJK.dtype).transpose(0, 2, 1, 3, 4)
     k_BGSK, v_BGSK = k_BTGK.transpose(0, 2, 1, 3), v_BTGK.transpose(0, 2, 1, 3)

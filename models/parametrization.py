@@ -33,19 +33,21 @@ class Multipliers(NamedTuple):
     attention: float = 1.0  #: of q k / sqrt(K)
 
 
-def rule(config: ModelConfig, name: str, optimizer: str = "adamw") -> Rule:
-    """The row of an array by its own name (`embed`, `head`, `qkv`, `attention_out`, `up`, `down`, `scale`).
+def rule(config: ModelConfig, name: str, spectral: bool = False) -> Rule:
+    """The row of an array by its own name (`embed`, `head`, `qkv`, `attention_out`, `up`, `down`; `scale` of a norm
+    within a block; `norm_out`, the norm above all blocks).
 
     Rows hold for optimisers whose steps have entries of one size whatever the gradient's: adamw, lion, adafactor, and
-    hooks of that kind. muon's steps have spectral norm ~ sqrt(width) instead of ~ width: a hidden matrix then wants
-    wide^-1/2.
+    hooks of that kind. `spectral`: muon's have spectral norm ~ sqrt(width) instead of ~ width, and a hidden matrix then
+    wants wide^-1/2.
     """
     if config.parametrization == "standard":
         return Rule()
     wide, deep = ratios(config)
+    # What lies in a block has its gradient by way of a residual multiplier of 1 / deep; the rest has not (table 1).
     eps = 1 / (wide * (deep if name in (*HIDDEN, "scale") else 1.0))
     if name in HIDDEN:
-        lr = wide**-0.5 if optimizer == "muon" else 1 / wide
+        lr = wide**-0.5 if spectral else 1 / wide
         return Rule(lr=lr, eps=eps)
     # A tied embedding starts at width^-1/2 and is scaled up on the way in; as an input it wants a scale free of width.
     return Rule(init=math.sqrt(wide) if name == "embed" and config.tied else 1.0, eps=eps)

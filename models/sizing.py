@@ -81,38 +81,27 @@ def for_size(
     """
     if not 1e4 <= n <= 1e11:
         raise InputError(f"model size n = {n!r}: expected n_compute from 1e4 to 1e11")
-    aspect = aspect_ratio(n)
+    fields |= {"vocab_size": vocab_size, "activation": activation}
     best: tuple[float, ModelConfig] | None = None
-    nearest: tuple[float, int, ModelConfig] | None = None
+    nearest: tuple[float, ModelConfig] | None = None
     for width_head in [head_dim] if head_dim else head_dims(n):
         for d_model in range(width_head, 8 * math.isqrt(int(n)) + width_head, width_head):
             if nearest and d_model * (vocab_size + d_model) > 2 * (1 + tolerance) * n:
                 break
             if (d_model // width_head) % (fields.get("n_kv_heads") or 1):
                 continue
-            base = {
-                "vocab_size": vocab_size,
-                "d_model": d_model,
-                "n_heads": d_model // width_head,
-                "activation": activation,
-            }
-            one = counts(ModelConfig(n_layers=1, **base, **fields)).n_compute
-            layer = counts(ModelConfig(n_layers=2, **base, **fields)).n_compute - one
-            ideal = max(1, round(1 + (n - one) / layer))
-            for depth in [n_layers] if n_layers else {max(1, ideal - 1), ideal, ideal + 1}:
-                config = fit_d_ff(n, depth, base, fields)
+            of_width = fields | {"d_model": d_model, "n_heads": d_model // width_head}
+            for depth in [n_layers] if n_layers else depths_near(n, of_width):
+                config = fit_d_ff(n, depth, of_width)
                 error = abs(counts(config).n_compute / n - 1)
                 if nearest is None or error < nearest[0]:
-                    nearest = (error, counts(config).n_compute, config)
-                if error > tolerance:
-                    continue
-                stretch = config.d_ff / default_d_ff(d_model, activation)
-                pinned = 0.0 if n_layers else math.log(d_model / depth / aspect) ** 2
-                penalty = pinned + math.log(stretch) ** 2 + (error / tolerance) ** 2 / 10
-                if best is None or penalty < best[0]:
-                    best = (penalty, config)
+                    nearest = error, config
+                if error <= tolerance:
+                    penalty = misshape(n, config, free_depth=not n_layers) + (error / tolerance) ** 2 / 10
+                    if best is None or penalty < best[0]:
+                        best = penalty, config
     if best is None:
-        closest = f"; the closest has {nearest[1]:,} ({shape(nearest[2])})" if nearest else ""
+        closest = f"; the closest has {counts(nearest[1]).n_compute:,} ({shape(nearest[1])})" if nearest else ""
         raise InputError(
             f"model size n = {n:.4g} with vocabulary {vocab_size}: no model within {tolerance:.0%}{closest}; "
             "change n, the vocabulary, head_dim or n_layers"
@@ -120,15 +109,32 @@ def for_size(
     return best[1]
 
 
-def fit_d_ff(n: float, n_layers: int, base: dict, fields: dict) -> ModelConfig:
+def depths_near(n: float, fields: dict) -> set[int]:
+    """The number of layers that meets n_compute at the default feed-forward width, and its neighbours."""
+    n_of_one = counts(ModelConfig(n_layers=1, **fields)).n_compute
+    n_of_layer = counts(ModelConfig(n_layers=2, **fields)).n_compute - n_of_one
+    ideal = max(1, round(1 + (n - n_of_one) / n_of_layer))
+    return {max(1, ideal - 1), ideal, ideal + 1}
+
+
+def misshape(n: float, config: ModelConfig, free_depth: bool) -> float:
+    """How far a model is from its best shape: squared logs of the ratios to the wanted aspect (where the depth is free)
+    and to the default feed-forward width.
+    """
+    stretch = config.d_ff / default_d_ff(config.d_model, config.activation)
+    aspect = math.log(config.d_model / config.n_layers / aspect_ratio(n)) ** 2 if free_depth else 0.0
+    return aspect + math.log(stretch) ** 2
+
+
+def fit_d_ff(n: float, n_layers: int, fields: dict) -> ModelConfig:
     """The config of that depth and width whose feed-forward width, in steps of 8 within 40 %, meets n_compute best."""
-    config = ModelConfig(n_layers=n_layers, **base, **fields)
+    config = ModelConfig(n_layers=n_layers, **fields)
     if "d_ff" in fields:
         return config
     per_unit = n_layers * (3 if config.activation == "swiglu" else 2) * config.d_model
     wanted = config.d_ff + (n - counts(config).n_compute) / per_unit
     d_ff = max(8, 8 * round(min(max(wanted, 0.6 * config.d_ff), 1.4 * config.d_ff) / 8))
-    return ModelConfig(n_layers=n_layers, **base, **fields, d_ff=d_ff)
+    return ModelConfig(n_layers=n_layers, **fields, d_ff=d_ff)
 
 
 def aspect_ratio(n: float) -> float:

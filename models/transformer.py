@@ -21,18 +21,21 @@ from models.attention import cached_attention, causal_attention
 from models.config import ModelConfig
 from models.implementation import Implementation
 from models.loss import head_loss, head_token_losses
+from models.matmul import cpu_matmul
 from models.parametrization import embedding_multiplier, multipliers, rule
-from models.product import product
 
 Params = Any
 DEFAULT = Implementation()
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
+KeysValues = tuple[jax.Array, jax.Array]  # (k_BSGK, v_BSGK)
+
+
 class Cache(NamedTuple):
     """What earlier positions left for later ones: slot s of every layer's keys and values holds position s."""
 
-    layers: tuple[tuple[jax.Array, jax.Array], ...]  #: L of (k_BSGK, v_BSGK), S slots each
+    layers: tuple[KeysValues, ...]
     length_B: jax.Array  #: slots filled, int32: the next position
 
 
@@ -40,7 +43,7 @@ class Transformer(nn.Module):
     """tokens_BT (int32), or x_BTD in place of their embedding -> logits_BTV (float32).
 
     Products run in `dtype`, parameters and norms stay float32. Without a cache each position attends to those before
-    it in the input, and positions are 0 .. T-1 unless given (positions_T or positions_BT, int32). With one, the
+    it in the input, and positions are 0 .. T-1 unless given (positions_T or positions_BT, int32). With a cache the
     input's keys and values are written to the slots of their positions, by default the next T, and each attends to all
     slots up to its own: the logits are those of one pass over all that the cache has seen. The new cache comes back.
     """
@@ -98,7 +101,6 @@ class Transformer(nn.Module):
         """
         params = [self.variables["params"][f"block_{i}"] for i in range(self.config.n_layers)]
         stacked = jax.tree.map(lambda *w: jnp.stack([x.astype(self.dtype) if x.ndim > 1 else x for x in w]), *params)
-
         block = block_class(self.how)(self.config, self.dtype, self.how, parent=None)
         return jax.lax.scan(lambda x_BTD, layer: block.apply({"params": layer}, x_BTD, positions), x_BTD, stacked)[0]
 
@@ -115,8 +117,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, positions: jax.Array, cache: tuple[jax.Array, jax.Array] | None = None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        self, x_BTD: jax.Array, positions: jax.Array, cache: KeysValues | None = None
+    ) -> tuple[jax.Array, KeysValues | None]:
         residual = multipliers(self.config).residual
         new_BTD, cache = self.attention(RMSNorm("embed", name="norm_attention")(x_BTD), positions, cache)
         x_BTD = x_BTD + scaled(new_BTD, residual)
@@ -124,8 +126,8 @@ class Block(nn.Module):
         return x_BTD + scaled(new_BTD, residual), cache
 
     def attention(
-        self, x_BTD: jax.Array, positions: jax.Array, cache: tuple[jax.Array, jax.Array] | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        self, x_BTD: jax.Array, positions: jax.Array, cache: KeysValues | None
+    ) -> tuple[jax.Array, KeysValues | None]:
         c = self.config
         B, T, D = x_BTD.shape
         G, J, K = c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim
@@ -212,7 +214,7 @@ def scaled(x: jax.Array, by: float) -> jax.Array:
 def matmul(x_BTX: jax.Array, w: jax.Array, how: Implementation) -> jax.Array:
     """x [B, T, X] times w [X, ...] -> [B, T, ...], as one two-dimensional product."""
     B, T, X = x_BTX.shape
-    times = product if how.transpose_gradients else jnp.matmul
+    times = cpu_matmul if how.transpose_gradients else jnp.matmul
     return times(x_BTX.reshape(B * T, X), w.reshape(X, -1)).reshape(B, T, *w.shape[1:])
 
 

@@ -8,8 +8,10 @@ import functools
 import hashlib
 import json
 import math
+import pkgutil
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from models.config import ADDED, ModelConfig
@@ -18,7 +20,7 @@ from models.sizing import Counts, counts, flops_per_token
 from scaling.fields import from_plain, to_plain
 
 FORMAT = 1  # raised when the meaning of a field changes: old runs then keep their own identity
-OPTIMIZERS = ("adamw", "muon", "lion", "adafactor")
+OPTIMIZERS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "optimizers")])))
 HOOK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:function
 
 
@@ -44,7 +46,7 @@ class OptimConfig:
     parameters change by -lr times its output. The run's id knows a hook by name and options, not by its code.
     """
 
-    name: str = "adamw"  #: adamw, muon, lion, adafactor, or a hook module:function
+    name: str = "adamw"  #: the name of a file of scaling/optimizers/ (adamw, muon, ...), or a hook module:function
     lr: float = 0.01  #: peak learning rate
     b1: float = 0.9  #: decay of the first moment, per step
     b2: float = 0.95  #: decay of the second moment, per step

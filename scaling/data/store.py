@@ -136,9 +136,9 @@ def _load(folder: Path, source: str) -> TokenStore:
         if meta["format"] != FORMAT or meta["key"] != folder.name:
             raise _DamagedError("meta.json belongs to another store")
         for name, size in meta["files"].items():
-            found = (folder / name).stat().st_size
-            if found != size:
-                raise _DamagedError(f"{name} has {found} bytes, not {size}")
+            on_disk = (folder / name).stat().st_size
+            if on_disk != size:
+                raise _DamagedError(f"{name} has {on_disk} bytes, not {size}")
         split = {
             name: np.memmap(folder / f"{name}.bin", meta["dtype"], "r", shape=(meta[name]["tokens"],))
             for name in ("train", "valid")

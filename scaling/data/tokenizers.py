@@ -127,10 +127,10 @@ def train_bpe(spec: str, texts: Iterable[str], path: Path) -> BPE:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    found = tokenizer.get_vocab_size()
-    if found != size:
+    reached = tokenizer.get_vocab_size()
+    if reached != size:
         raise InputError(
-            f"tokenizer: {spec!r} asks for more tokens than the training text yields; take 'bpe:{found}' or smaller"
+            f"tokenizer: {spec!r} asks for more tokens than the training text yields; take 'bpe:{reached}' or smaller"
         )
     tokenizer.save(str(path))
     return BPE(path, size)

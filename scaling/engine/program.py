@@ -25,7 +25,7 @@ from scaling.alike import compiled_optim
 from scaling.config import OptimConfig, RunConfig
 from scaling.data.batches import cut
 from scaling.engine.optim import decays, make_direction
-from scaling.engine.sharding import batch_sharding, like_params, param_shardings, placement, replicated
+from scaling.engine.sharding import batch_sharding, layout, like_params, param_shardings, replicated
 from scaling.execution import Execution
 from scaling.objectives import Objective, find
 
@@ -143,7 +143,7 @@ def implementation(config: RunConfig, execution: Execution, mesh: Mesh) -> Imple
     if chunks == 0:
         ways = math.prod(mesh.shape[a] for a in ("data", "fsdp", "sequence")) * execution.accumulate
         chunks = logit_chunks(config, mesh, config.tokens_per_step / ways)
-    place = placement(mesh)
+    place = layout(mesh)
     return Implementation(
         attention=attention,
         layers=layers,

@@ -40,9 +40,9 @@ def make_mesh(line: str = "") -> Mesh:
         sizes["data"] = len(devices) if jax.process_count() > 1 else 1
         devices = devices[: sizes["data"]]
     if math.prod(sizes.values()) != len(devices):
-        product = " x ".join(f"{k}={v}" for k, v in sizes.items() if v > 1) or "one device"
+        axes = " x ".join(f"{k}={v}" for k, v in sizes.items() if v > 1) or "one device"
         raise InputError(
-            f"mesh = {line!r}: {product} makes {math.prod(sizes.values())} devices, {len(devices)} are here; "
+            f"mesh = {line!r}: {axes} makes {math.prod(sizes.values())} devices, {len(devices)} are here; "
             "the sizes must multiply to all of them (CUDA_VISIBLE_DEVICES shows fewer; a CPU has one a core)"
         )
     auto = (AxisType.Auto,) * len(AXES)
@@ -64,7 +64,7 @@ def check_mesh(sizes: dict[str, int], model: ModelConfig, batch_size: int, seq_l
 
 
 @dataclass(frozen=True)
-class Placement:
+class Layout:
     """What a model needs to know of a mesh, as functions for `models.implementation.Implementation`."""
 
     mesh: Mesh
@@ -85,9 +85,9 @@ class Placement:
 
 
 @functools.lru_cache(maxsize=32)
-def placement(mesh: Mesh) -> Placement:
-    """The one Placement of a mesh: methods of two equal objects differ, and with them the programs they are part of."""
-    return Placement(mesh)
+def layout(mesh: Mesh) -> Layout:
+    """The one Layout of a mesh: methods of two equal objects differ, and with them the programs they are part of."""
+    return Layout(mesh)
 
 
 def spec(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
@@ -129,11 +129,11 @@ def like_params(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
         )
     }
 
-    def one(path: tuple, leaf: Any) -> NamedSharding:
+    def sharding_of(path: tuple, leaf: Any) -> NamedSharding:
         for start in range(len(path)):
             shape, sharding = known.get(jax.tree_util.keystr(path[start:]), (None, None))
             if shape == leaf.shape:
                 return sharding
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(one, state)
+    return jax.tree_util.tree_map_with_path(sharding_of, state)

@@ -55,7 +55,7 @@ def rung(n: float) -> ModelConfig:
     if best.d_model < 128:
         return best
     shape = {name: getattr(best, name) for name in ("d_model", "n_heads", "vocab_size", "activation")}
-    return fit_d_ff(n, best.n_layers, shape, {"rope_theta": best.rope_theta})
+    return fit_d_ff(n, best.n_layers, shape | {"rope_theta": best.rope_theta})
 
 
 def of_width(d_model: int) -> ModelConfig:

@@ -19,7 +19,7 @@ from scaling.execution import Execution
 from sweeps.define import configure
 from sweeps.health import FLAT
 
-ARRAYS = ("embed", "head", "qkv", "attention_out", "up", "down", "scale")
+ARRAYS = ("embed", "head", "qkv", "attention_out", "up", "down", "scale", "norm_out")
 BASE = ModelConfig(vocab_size=64, d_model=64, n_layers=2, n_heads=4, base_width=64, base_depth=2)
 
 
@@ -53,6 +53,8 @@ def test_the_table_at_twice_the_width_and_four_times_the_depth():
     assert rule(model, "up") == Rule(lr=1 / 2, eps=1 / 8)
     assert rule(model, "embed") == Rule(eps=1 / 2)
     assert rule(model, "head") == Rule(eps=1 / 2)
+    assert rule(model, "scale") == Rule(eps=1 / 8)
+    assert rule(model, "norm_out") == Rule(eps=1 / 2), "the norm above all blocks has no residual multiplier"
     assert multipliers(model) == Multipliers(residual=1 / 4, logits=1 / 2, attention=2**-0.5)
     mup = replace(model, parametrization="mup")
     assert rule(mup, "up") == Rule(lr=1 / 2, eps=1 / 2)
@@ -72,8 +74,8 @@ def test_a_step_of_the_optimiser_follows_the_table():
 
     ours, plain = direction(model), direction(replace(model, parametrization="standard"))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):
-        one = rule(model, path[-1].key)
-        np.testing.assert_allclose(a, b * one.lr / one.eps, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
+        row = rule(model, "norm_out" if path[0].key == "norm_out" else path[-1].key)
+        np.testing.assert_allclose(a, b * row.lr / row.eps, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 
 def test_weight_decay_takes_the_same_share_at_every_width():

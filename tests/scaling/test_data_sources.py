@@ -58,7 +58,7 @@ def test_the_version_is_that_of_the_content(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("soto", "did you mean 'sotu'"),
         ("txt:*.txt", "did you mean 'text'"),
@@ -80,7 +80,7 @@ def test_the_version_is_that_of_the_content(corpus, tmp_path):
         ("tfds:mnist?dri={root}", "did you mean 'dir'"),
     ],
 )
-def test_bad_input_gets_one_line_that_helps(corpus, tmp_path, spec, said):
+def test_bad_input_gets_one_line_that_helps(corpus, tmp_path, spec, message):
     (corpus / "bad.txt").write_bytes(b"caf\xe9 latin-1")
     (corpus / "bad.txt.gz").write_bytes(b"not gzip")
     (corpus / "bad.jsonl").write_text('{"text": "x"}\n{"text": ')
@@ -89,7 +89,7 @@ def test_bad_input_gets_one_line_that_helps(corpus, tmp_path, spec, said):
     (corpus / "bad.parquet").write_text("not parquet")
     (corpus / "note.md").write_text("x")
     (corpus / "empty.txt").write_text("\0")
-    assert said in refusal(spec.format(root=corpus), tmp_path)
+    assert message in refusal(spec.format(root=corpus), tmp_path)
 
 
 def test_sotu_is_whole_silent_and_needs_neither_network_nor_tensorflow(tmp_path):
@@ -188,7 +188,7 @@ def test_a_tfds_dataset_by_name(tfds_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("tfds:tiny_letter?dir={root}", "did you mean 'tiny_letters'?"),
         ("tfds:tiny_letters:9.9.9?dir={root}", "tiny_letters"),
@@ -197,5 +197,5 @@ def test_a_tfds_dataset_by_name(tfds_folder, tmp_path):
         ("tfds:tiny_letters?field=label&dir={root}", "holds int, not text"),
     ],
 )
-def test_bad_input_to_tfds(tfds_folder, tmp_path, spec, said):
-    assert said in refusal(spec.format(root=tfds_folder), tmp_path)
+def test_bad_input_to_tfds(tfds_folder, tmp_path, spec, message):
+    assert message in refusal(spec.format(root=tfds_folder), tmp_path)

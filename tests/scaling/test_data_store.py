@@ -184,7 +184,7 @@ def test_a_few_books_do_not_give_a_whole_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"tokenizer": "byte"}, "did you mean 'bytes'"),
         ({"tokenizer": "bpe:99"}, "take 257"),
@@ -198,7 +198,7 @@ def test_a_few_books_do_not_give_a_whole_one(tmp_path):
         ({"source": "text:{root}/latin.txt"}, "latin.txt is not UTF-8"),
     ],
 )
-def test_bad_input_leaves_nothing(spec, tmp_path, change, said):
+def test_bad_input_leaves_nothing(spec, tmp_path, change, message):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("a")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 100)
@@ -206,7 +206,7 @@ def test_bad_input_leaves_nothing(spec, tmp_path, change, said):
     arguments["source"] = arguments["source"].format(root=tmp_path)
     with pytest.raises(InputError) as caught:
         open_store(**arguments, cache_dir=tmp_path / "cache")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists() or folders(tmp_path / "cache") == []
 
@@ -273,9 +273,9 @@ def test_a_damaged_store_is_built_again(spec, tmp_path, capsys, damage):
     train, folder = np.array(store.train), tmp_path / "stores" / store.key
     damage(folder)
     assert (open_store(spec, "bpe:300", tmp_path).train == train).all()
-    said = capsys.readouterr().err
-    assert "is damaged" in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "is damaged" in printed
+    assert printed.count("\n") == 1
     open_store(spec, "bpe:300", tmp_path)
     assert capsys.readouterr().err == ""
     assert folders(tmp_path) == [store.key]

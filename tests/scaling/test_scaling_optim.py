@@ -12,8 +12,9 @@ from models import transformer
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.config import OPTIMIZERS, OptimConfig, RunConfig, ScheduleConfig
-from scaling.engine.optim import MUON_MATRICES, decays, make_direction
+from scaling.engine.optim import decays, make_direction
 from scaling.engine.schedules import learning_rates, weight_decays
+from scaling.optimizers.muon import MATRICES
 
 MODEL = ModelConfig(vocab_size=16, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48)
 
@@ -135,7 +136,7 @@ def test_muon_gives_embedding_head_and_norms_the_update_of_adam():
         theirs, state_a = jax.jit(adam.update)(grads, state_a, params)
     for tree in (ours, theirs):
         for block in ("block_0", "block_1"):
-            for name in MUON_MATRICES:
+            for name in MATRICES:
                 del tree[block][name]
     assert {"embed", "head", "norm_out"} < ours.keys()
     assert_trees_close(ours, theirs)
@@ -143,11 +144,11 @@ def test_muon_gives_embedding_head_and_norms_the_update_of_adam():
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 def test_muon_knows_every_matrix_of_the_transformer(activation):
-    """A matrix under a new name would silently be trained by Adam: give it a line in MUON_MATRICES."""
+    """A matrix under a new name would silently be trained by Adam: give it a line in MATRICES."""
     params = zero_params(ModelConfig(vocab_size=16, d_model=32, n_layers=1, activation=activation))
     hidden = {name for name, leaf in params["block_0"].items() if not isinstance(leaf, dict)}
-    assert hidden == set(MUON_MATRICES)
-    for name, numbers in MUON_MATRICES.items():
+    assert hidden == set(MATRICES)
+    for name, numbers in MATRICES.items():
         axes = np.concatenate([np.atleast_1d(a) for a in numbers])
         assert max(axes) < params["block_0"][name].ndim
 
@@ -175,6 +176,26 @@ def test_adafactor_keeps_a_row_and_a_column_of_each_matrix():
 
     assert numbers("adamw") > 2 * 256 * 256
     assert numbers("adafactor") < 256 + 256 + 8 + 16 + 8 + 10
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (8, 8), (8, 1)])
+def test_adafactor_factors_the_same_axes_at_every_shape(heads, kv_heads):
+    """The matrices that an array holds beside each other are factored each by itself, also where there are more heads
+    than a head is wide: in other units they get the same update. If this fails, the optimiser
+    changes along a ladder, and with it the law that is fitted to it.
+    """
+    model = ModelConfig(vocab_size=16, d_model=32, n_layers=1, n_heads=heads, n_kv_heads=kv_heads, d_ff=64)
+    params = zero_params(model)
+    direction = make_direction(OptimConfig(name="adafactor", clip=0.0))
+    first = jax.jit(lambda grads: direction.update(grads, direction.init(params), params)[0]["block_0"])
+    grads = random_like(params, 1)
+    expected = first(grads)
+    for name, axis in [("qkv", 1), ("qkv", 2), ("attention_out", 0), ("attention_out", 1), ("up", 1)]:
+        gradient = grads["block_0"][name]
+        shape = [-1 if i == axis else 1 for i in range(gradient.ndim)]
+        units = np.geomspace(0.1, 10, gradient.shape[axis], dtype=np.float32).reshape(shape)
+        other = first(grads | {"block_0": grads["block_0"] | {name: gradient * units}})
+        np.testing.assert_allclose(other[name], expected[name], rtol=1e-3, err_msg=f"{name}, axis {axis}")
 
 
 def test_adafactor_in_closed_form():

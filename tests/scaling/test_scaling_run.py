@@ -84,7 +84,7 @@ def test_whole_floats_and_ints_are_the_same_run():
         (lambda: RunConfig(optim=OptimConfig(lr=float("nan"))), "optim.lr = nan"),
         (
             lambda: RunConfig(optim=OptimConfig(name="adam")),
-            "optim.name = 'adam': expected one of adamw, muon, lion, adafactor, or a hook module:function",
+            "optim.name = 'adam': expected one of adafactor, adamw, lion, muon, or a hook module:function",
         ),
         (lambda: RunConfig(optim=OptimConfig(name="optax:")), "optim.name = 'optax:'"),
         (lambda: RunConfig(optim=OptimConfig(decay="l2")), "optim.decay = 'l2': expected one of coupled, independent"),

@@ -7,7 +7,7 @@ COPY_FROM = 128  # columns
 
 
 @jax.custom_vjp
-def product(x: jax.Array, w: jax.Array) -> jax.Array:
+def cpu_matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     """x [..., N, X] times w [..., X, Y] -> [..., N, Y]; leading axes are batch axes of both."""
     return x @ w
 
@@ -17,7 +17,7 @@ def backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Arr
     return dy @ w.swapaxes(-1, -2), summed_over_rows(x, dy)
 
 
-product.defvjp(lambda x, w: (x @ w, (x, w)), backward)
+cpu_matmul.defvjp(lambda x, w: (x @ w, (x, w)), backward)
 
 
 def summed_over_rows(x: jax.Array, dy: jax.Array) -> jax.Array:

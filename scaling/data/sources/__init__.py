@@ -1,0 +1,77 @@
+"""Where text comes from: a file for each kind of source, named by the word before a spec's colon (docs/data.md).
+
+A file defines
+
+    USAGE = "NAME:WHAT FOLLOWS"
+    source(spec: str, rest: str, cache: Path) -> Source     `rest` is what follows the colon
+
+To open a source is cheap and touches no text but that of local files, which are hashed: its version alone decides
+whether a token store is still the right one.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from models.errors import InputError, did_you_mean
+from scaling.data.cache import cache_root
+from scaling.data.tokenizers import clean
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A corpus: `version` changes whenever the text does and holds no path of this machine."""
+
+    spec: str
+    version: str
+    read: Callable[[], Iterable[str]] = dataclasses.field(repr=False)
+
+    def documents(self) -> Iterator[str]:
+        """The documents in an order that is always the same, cleaned (see tokenizers.clean), without empty ones.
+
+        Raises InputError where a document cannot be read or there is none.
+        """
+        empty = True
+        for text in map(clean, self.read()):
+            if text:
+                empty = False
+                yield text
+        if empty:
+            raise InputError(f"source: {self.spec!r} holds no text; every document is empty")
+
+
+def open_source(spec: str, cache_dir: Path | None = None) -> Source:
+    """The source that a spec names: `sotu`, `tfds:NAME[/CONFIG][:VERSION][?OPTIONS]`, `text:GLOB[?field=NAME]`, or that
+    of another file here.
+
+    A TFDS dataset that is not there yet is prepared first. Prepared text lies under `cache_dir` (see cache_root).
+    Raises InputError where the spec is unknown, or names no file, dataset, split or field.
+    """
+    kind, colon, rest = spec.partition(":")
+    kinds = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    files = {name: importlib.import_module(f"{__name__}.{name}") for name in kinds}
+    if kind not in files or bool(colon) != (":" in files[kind].USAGE) or (colon and not rest):
+        known = ", ".join(repr(file.USAGE) for file in files.values())
+        raise InputError(f"source: unknown {spec!r}{did_you_mean(kind, kinds)} (known: {known})")
+    return files[kind].source(spec, rest, cache_root(cache_dir))
+
+
+def options_of(spec: str, rest: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """The name and the options behind its last question mark: `a?.txt` has none, `a?.txt?field=body` has one."""
+    match = re.fullmatch(r"(.+)\?(\w+=[^&?]*(?:&\w+=[^&?]*)*)", rest, re.DOTALL)
+    if match is None:
+        return rest, {}
+    options = dict(part.split("=", 1) for part in match[2].split("&"))
+    for name in options:
+        if name not in known:
+            guess = did_you_mean(name, known)
+            raise InputError(f"source: {spec!r} has an unknown option {name!r}{guess} (known: {', '.join(known)})")
+    return match[1], options
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
