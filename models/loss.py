@@ -110,18 +110,18 @@ def split(arrays, chunks: int):
     sharded.
     """
 
-    def one(x_BT: jax.Array) -> jax.Array:
+    def cut(x_BT: jax.Array) -> jax.Array:
         B, T = x_BT.shape[:2]
         return jnp.moveaxis(x_BT.reshape(B, T // chunks, chunks, *x_BT.shape[2:]), 2, 0)
 
-    return jax.tree.map(one, arrays)
+    return jax.tree.map(cut, arrays)
 
 
 def merge(arrays):
     """The inverse of `split`."""
 
-    def one(x: jax.Array) -> jax.Array:
+    def joined(x: jax.Array) -> jax.Array:
         chunks, B, part = x.shape[:3]
         return jnp.moveaxis(x, 0, 2).reshape(B, part * chunks, *x.shape[3:])
 
-    return jax.tree.map(one, arrays)
+    return jax.tree.map(joined, arrays)

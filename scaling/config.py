@@ -18,6 +18,7 @@ from models.config import ADDED, ModelConfig
 from models.errors import InputError
 from models.sizing import Counts, counts, flops_per_token
 from scaling.fields import from_plain, to_plain
+from scaling.objectives import find
 
 FORMAT = 1  # raised when the meaning of a field changes: old runs then keep their own identity
 OPTIMIZERS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "optimizers")])))
@@ -173,8 +174,12 @@ class RunConfig:
         return self.flops_from(0)
 
     def flops_from(self, step: int) -> float:
-        """Training FLOPs of the steps after the first `step`."""
-        return flops_per_token(self.model, self.data.seq_len) * (self.steps - step) * self.tokens_per_step
+        """Training FLOPs of the steps after the first `step`. Raises InputError for an unknown objective."""
+        a_step = (
+            flops_per_token(self.model, self.data.seq_len)
+            * find(self.objective.name, self.objective.options).flops_factor
+        )
+        return a_step * (self.steps - step) * self.tokens_per_step
 
     @functools.cached_property
     def run_id(self) -> str:

@@ -87,12 +87,12 @@ def activations(model: ModelConfig, dtype: jnp.dtype) -> Callable[[Params, jax.A
         # a feed-forward part lies half a block above its block's input.
         lower, upper = (L // 4, 3 * L // 4) if L >= 4 else (0, L - 1)
         parts = {name: name in ("norm_feed_forward", "up", "feed_forward") for name in blocks[0] if name != "residual"}
-        found = {f"first.{name}": blocks[0][name] for name in parts}
+        values = {f"first.{name}": blocks[0][name] for name in parts}
         for name, above in parts.items():
             middle = blocks[lower : upper + (0 if above and L >= 4 else 1)]
-            found[f"middle.{name}"] = jnp.stack([block[name] for block in middle])
-        found |= {"embedding": params["embed"][tokens_BT], "last.residual": blocks[-1]["residual"]}
-        return found | {"norm_out": kept["norm_out"]["__call__"][0], "logits": kept["__call__"][0][0]}
+            values[f"middle.{name}"] = jnp.stack([block[name] for block in middle])
+        values |= {"embedding": params["embed"][tokens_BT], "last.residual": blocks[-1]["residual"]}
+        return values | {"norm_out": kept["norm_out"]["__call__"][0], "logits": kept["__call__"][0][0]}
 
     def inside(block: dict) -> dict[str, jax.Array]:
         """The outputs of a block's parts, and its own: the residual stream above it."""

@@ -68,6 +68,9 @@ def train(
         agree(0)  # the others go on once the folder is ready
         result = read_result(folder)
         if agree(result is not None)[0, 0]:
+            while result is None:  # a file server shows it to this host a little later
+                time.sleep(0.5)
+                result = read_result(folder)
             return result
         with opened(source, folder, execution, mesh, sharing, held, report, progress) as lane:
             program = program_for(config, execution, mesh)
@@ -246,7 +249,7 @@ def advance(lanes: Sequence[Lane], team: Team, execution: Execution, should_stop
         lane.state = None
     eval_steps = -(-execution.eval_every // lanes[0].feed.config.tokens_per_step)
     pace, stop, saved = Pace(), False, time.monotonic()
-    told, under_way = saved, None
+    reported, under_way = saved, None
     while True:
         ended = [i for i, lane in enumerate(lanes) if not lane.over and lane.done == lane.steps]
         if ended:
@@ -274,8 +277,8 @@ def advance(lanes: Sequence[Lane], team: Team, execution: Execution, should_stop
             look(lanes, *before, pace)
         now = time.monotonic()
         seconds = pace.after_call(now)
-        if seconds and now - told >= PROGRESS_SECONDS:
-            told = now
+        if seconds and now - reported >= PROGRESS_SECONDS:
+            reported = now
             for lane in left.values():
                 if not lane.over:
                     lane.recorder.write_progress(seconds)

@@ -129,7 +129,7 @@ def line_of(sizes: dict[str, int]) -> str:
 
 
 def device_limit(device: jax.Device) -> int:
-    """Bytes that a program may use on this device: what it tells, else an equal part of the host's memory."""
+    """Bytes that a program may use on this device: what it reports, else an equal part of the host's memory."""
     statistics = device.memory_stats() or {}
     if "bytes_limit" in statistics:
         return int(statistics["bytes_limit"])
@@ -175,9 +175,9 @@ def xla_report(config: RunConfig, execution: Execution, mesh: Mesh) -> dict[str,
     data = {"batch_X": {"tokens_BU": tokens}}
     done = program.steps.lower(program.abstract_state, {}, data, scalars, scalars, 1).compile()
     seconds = time.perf_counter() - began
-    said = done.memory_analysis()
-    arguments, temporaries = int(said.argument_size_in_bytes), int(said.temp_size_in_bytes)
-    beyond = max(0, int(said.output_size_in_bytes) - int(said.alias_size_in_bytes))
+    needs = done.memory_analysis()
+    arguments, temporaries = int(needs.argument_size_in_bytes), int(needs.temp_size_in_bytes)
+    beyond = max(0, int(needs.output_size_in_bytes) - int(needs.alias_size_in_bytes))
     return {
         "argument_bytes": arguments,
         "temporary_bytes": temporaries,

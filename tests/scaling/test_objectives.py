@@ -182,6 +182,14 @@ def test_objectives_are_found_by_their_file():
         assert message in str(caught.value)
 
 
+def test_an_objective_counts_its_own_flops(monkeypatch):
+    """A frozen reference is a forward pass more: the planner, the result and the table must count it alike."""
+    whole, last = CONFIG.flops, CONFIG.flops_from(CONFIG.steps - 1)
+    monkeypatch.setattr(NextToken, "flops_factor", 4 / 3)
+    assert CONFIG.flops == pytest.approx(4 / 3 * whole)
+    assert CONFIG.flops_from(CONFIG.steps - 1) == pytest.approx(4 / 3 * last)
+
+
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory):
     """Lines such as `17+5=22`: what comes before the marker is noise, what comes after it is not."""
