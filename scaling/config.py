@@ -164,11 +164,11 @@ class RunConfig:
         """Windows of the corpus that the run may see, whole ones of `data.unique_tokens`; None: all."""
         return self.data.unique_tokens // self.data.seq_len or None
 
-    @property
+    @functools.cached_property
     def counts(self) -> Counts:
         return counts(self.model)
 
-    @property
+    @functools.cached_property
     def flops(self) -> float:
         """Training FLOPs, product by product (models.sizing.flops_per_token); validation is not counted."""
         return self.flops_from(0)

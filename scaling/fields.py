@@ -36,6 +36,8 @@ def absent_values(kind: type) -> list[tuple[str, Any]]:
 def to_plain(value: Any) -> Any:
     """Nested dicts and lists of plain values. A field marked ADDED, or a whole part, is left out while it equals its
     default."""
+    if isinstance(value, (str, int, float)):  # most of them; asked first, as a large sweep asks a million times
+        return value
     if dataclasses.is_dataclass(value):
         values = ((name, getattr(value, name), absent) for name, absent in absent_values(type(value)))
         return {name: to_plain(v) for name, v, absent in values if v != absent}

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ RUN_SECONDS = 2.0  # of every run beyond its steps: set-up, validation, checkpoi
 START_SECONDS = 5.0  # of a worker, until it trains
 SPEEDS = "speeds.jsonl"
 NEAR_SIZE, NEAR_BATCH = 1.5, 1.5  # ratios to which measurements speak beyond their own sizes and batches
+MOST_ROWS, ENDS = 1000, 20  # of a printed table; of more runs the first and the last
 VALIDATION_SHARE = 0.05  # of the training FLOPs: where validation costs more, a dry run warns
 LATEST = 5  # measurements of one shape that count; older ones are of older code
 
@@ -67,7 +68,12 @@ def machine() -> str:
 
 def program_id(config: RunConfig) -> str:
     """Equal for runs that share their compiled programs: `scaling.alike.same_program` in twelve hex digits."""
-    return same_program(config).run_id
+    return id_of(same_program(config))
+
+
+@functools.lru_cache(maxsize=4096)
+def id_of(config: RunConfig) -> str:
+    return config.run_id
 
 
 def remember_speed(
@@ -120,22 +126,35 @@ class Known:
                 continue  # of an older version, or damaged
         if not compilation_cache().is_dir():
             self.compiled = set()
+        #: by regime, size, batch and field, as most runs of a large sweep ask the same
+        self.answers: dict[tuple[str, int, int, str], float | None] = {}
 
     def near(self, config: RunConfig) -> bool:
         """Whether a measurement of about this size speaks for this run, or two that it lies between."""
-        n, batch = config.counts.n_compute, config.batch_size
-        found = self.speeds.get(same_regime(config), ())
-        sizes = [s.n_compute for s in found if ratio(s.batch_size, batch) <= NEAR_BATCH]
-        return bool(sizes) and min(sizes) / NEAR_SIZE <= n <= max(sizes) * NEAR_SIZE
+        return bool(self.answer(config, ""))
 
     def at(self, config: RunConfig, field: str, otherwise: float) -> float:
         """A field of `Speed` at this run's size, from measurements at the nearest batch; `otherwise` without any."""
-        found = [s for s in self.speeds.get(same_regime(config), ()) if getattr(s, field)]
-        if not found:
-            return otherwise
-        distance = [ratio(s.batch_size, config.batch_size) for s in found]
-        points = [(s.n_compute, getattr(s, field)) for s, d in zip(found, distance, strict=True) if d <= min(distance)]
-        return interpolated(points, config.counts.n_compute)
+        value = self.answer(config, field)
+        return otherwise if value is None else value
+
+    def answer(self, config: RunConfig, field: str) -> float | None:
+        """`near` where no field is named, else the field `at` this run's size; None without a measurement."""
+        key = (same_regime(config), config.counts.n_compute, config.batch_size, field)
+        if key not in self.answers:
+            self.answers[key] = self.field_at(*key) if field else self.is_near(*key[:3])
+        return self.answers[key]
+
+    def is_near(self, regime: str, n: int, batch_size: int) -> bool:
+        measured = self.speeds.get(regime, ())
+        sizes = [s.n_compute for s in measured if ratio(s.batch_size, batch_size) <= NEAR_BATCH]
+        return bool(sizes) and min(sizes) / NEAR_SIZE <= n <= max(sizes) * NEAR_SIZE
+
+    def field_at(self, regime: str, n: int, batch_size: int, field: str) -> float | None:
+        measured = [s for s in self.speeds.get(regime, ()) if getattr(s, field)]
+        nearest = min((ratio(s.batch_size, batch_size) for s in measured), default=0.0)
+        points = [(s.n_compute, getattr(s, field)) for s in measured if ratio(s.batch_size, batch_size) <= nearest]
+        return interpolated(points, n) if points else None
 
     def steps_seconds(self, config: RunConfig, steps: int) -> float:
         """Seconds of so many steps on one worker."""
@@ -273,6 +292,7 @@ def dry_run_json(
             "flops_spent": unit.flops,
             "after": unit.after,
             "at": unit.at,
+            "needs": list(unit.needs),
             "memory_bytes": training_bytes(unit.config.model, unit.config.batch_size, unit.config.data.seq_len),
             "seconds": seconds[unit.run_id],
             "finished": unit.run_id in finished,
@@ -307,6 +327,8 @@ def jobs_of(units: Sequence[Unit], workers: int, known: Known) -> list[Job]:
         beyond = known.at(config, "run_seconds", RUN_SECONDS) + first
         trunk = index.get(unit.after)
         ready = known.steps_seconds(config, unit.at) + (0.0 if trunk is None or trunk >= len(jobs) else firsts[trunk])
+        if needed := [index[run] for run in unit.needs if run in index]:  # the last in the order counts
+            trunk, ready = max(needed), None
         jobs.append(Job(known.steps_seconds(config, config.steps - unit.at) + beyond, trunk, ready))
     return jobs
 
@@ -314,30 +336,42 @@ def jobs_of(units: Sequence[Unit], workers: int, known: Known) -> list[Job]:
 def dry_run_text(result: dict[str, Any], note: str = "") -> str:
     """What `dry_run_json` says as a table, a row a run, and the totals. `note`: why the time is not known."""
     header = ["run", "model", "N (n_compute)", "D tokens", "batch", "lr", "steps", "FLOPs", "memory", "time", ""]
-    rows = [
-        [
-            row["run"],
-            row["model"],
-            f"{row['n_compute']:,}",
-            f"{row['tokens']:,}",
-            f"{row['batch_size']}x{row['seq_len']}",
-            f"{row['lr']:.4g}",
-            f"{row['steps']:,}",
-            f"{row['flops']:.3g}",
-            f"{row['memory_bytes'] / 2**20:,.0f} MiB",
-            "" if row["finished"] or row["seconds"] is None else duration(row["seconds"]),
-            "finished" if row["finished"] else f"from step {row['at']:,}" if row["at"] else "",
-        ]
-        for row in result["runs"]
-    ]
-    left = sum(not row["finished"] for row in result["runs"])
-    count = f"{left} of {len(rows)} runs to train" if left < len(rows) else f"{len(rows)} runs"
+    table = table_of_ends(header, result["runs"], row_of)
+    runs, left = len(result["runs"]), sum(not row["finished"] for row in result["runs"])
+    count = f"{left} of {runs} runs to train" if left < runs else f"{runs} runs"
     flops = ", ".join(f"{result[f'flops_{what}']:.4g} {what}" for what in ("wanted", "spent", "shared"))
     source = "measured here" if result["measured"] else "a guess: not measured on this machine"
     workers = result["workers"]
     time = note if note else f"about {duration(result['seconds'])} on {workers} workers ({source})"
     flops += validation_text(result)
-    return f"{text_table([header, *rows])}\nFLOPs: {flops}\ntotal: {count}, {result['flops_wanted']:.4g} FLOPs, {time}"
+    return f"{table}\nFLOPs: {flops}\ntotal: {count}, {result['flops_wanted']:.4g} FLOPs, {time}"
+
+
+def row_of(row: dict[str, Any]) -> list[str]:
+    return [
+        row["run"],
+        row["model"],
+        f"{row['n_compute']:,}",
+        f"{row['tokens']:,}",
+        f"{row['batch_size']}x{row['seq_len']}",
+        f"{row['lr']:.4g}",
+        f"{row['steps']:,}",
+        f"{row['flops']:.3g}",
+        f"{row['memory_bytes'] / 2**20:,.0f} MiB",
+        "" if row["finished"] or row["seconds"] is None else duration(row["seconds"]),
+        "finished" if row["finished"] else f"from step {row['at']:,}" if row["at"] else "",
+    ]
+
+
+def table_of_ends(
+    header: Sequence[str], runs: Sequence[dict[str, Any]], row_of: Callable[[dict[str, Any]], list[str]]
+) -> str:
+    """A table of all runs, or of the first and the last of very many, with the number of those between."""
+    between = len(runs) - 2 * ENDS
+    if len(runs) <= MOST_ROWS:
+        return text_table([header, *map(row_of, runs)])
+    gap = [f"... {between:,} more", "(--json has all)", *[""] * (len(header) - 2)]
+    return text_table([header, *map(row_of, runs[:ENDS]), gap, *map(row_of, runs[-ENDS:])])
 
 
 def validation_text(result: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ runs. Each returns a tuple of RunConfigs without doubles. Which runs there are i
 is found when they are launched.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -19,7 +20,9 @@ import importlib.util
 import inspect
 import itertools
 import math
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -297,24 +300,46 @@ def load_sweep(name: str, dial: float | None = None) -> tuple[str, Sweep]:
             hint, names = did_you_mean(name, library()), ", ".join(library())
             raise InputError(f"sweep {name!r}: no such sweep{hint} (there are {names}, or give a FILE.py)")
         module, short, execute = importlib.import_module(f"sweeps.library.{name}"), name, lambda: None
-    beside = str(Path(name).resolve().parent)
-    sys.path.insert(0, beside)  # the files beside a definition can be imported, as by a script
-    try:
-        execute()
-        if not callable(getattr(module, "sweep", None)):
-            raise InputError(f"sweep file {name!r}: defines no function sweep() that returns a Sweep")
-        if dial is not None and "dial" not in inspect.signature(module.sweep).parameters:
-            raise InputError(f"sweep {name!r}: takes no dial; leave --dial out, or write it as `def sweep(dial=1)`")
-        sweep = module.sweep() if dial is None else module.sweep(dial=dial)
-    except InputError as error:
-        raise InputError(f"{name}: {error}" if name not in str(error) else str(error)) from None
-    except (Exception, SystemExit) as error:
-        raise InputError(f"sweep file {name!r}: failed with {type(error).__name__}: {error}") from None
-    finally:
-        sys.path.remove(beside)
+    search = list(sys.path)
+    sys.path.insert(0, str(Path(name).resolve().parent))  # its neighbours can be imported, as by a script
+    with interrupts() as interrupt:
+        try:
+            execute()
+            if not callable(getattr(module, "sweep", None)):
+                raise InputError(f"sweep file {name!r}: defines no function sweep() that returns a Sweep")
+            if dial is not None and "dial" not in inspect.signature(module.sweep).parameters:
+                raise InputError(f"sweep {name!r}: takes no dial; leave --dial out, or write it as `def sweep(dial=1)`")
+            sweep = module.sweep() if dial is None else module.sweep(dial=dial)
+        except InputError as error:
+            raise InputError(f"{name}: {error}" if name not in str(error) else str(error)) from None
+        except BaseException as error:  # SystemExit and the like too: it is the definition's mistake
+            if interrupt:
+                raise
+            raise InputError(f"sweep file {name!r}: failed with {type(error).__name__}: {error}") from None
+        finally:
+            sys.path[:] = search
     if not isinstance(sweep, Sweep):
         raise InputError(f"sweep file {name!r}: sweep() returned {type(sweep).__name__}, expected a Sweep")
     return short, dataclasses.replace(sweep, definition=Path(module.__file__))
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """A list that is empty until Ctrl-C, which raises KeyboardInterrupt as ever: code within may raise that too."""
+    seen: list[int] = []
+
+    def interrupt(number: int, _: Any) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
+        yield seen
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def keep_definition(sweep: Sweep, folder: Path) -> dict[str, Any]:

@@ -71,8 +71,7 @@ def plan(runs: Sequence[RunConfig], sharing: bool = True) -> tuple[Unit, ...]:
         for config in placed if sharing else ():
             unit = units[config.run_id]
             if unit.after is None:  # a longer run, added later, continues from here
-                longer = dataclasses.replace(config, tokens=2 * config.tokens)
-                onward = common_steps(config, longer)
+                onward = common_steps(config, dataclasses.replace(config, tokens=2 * config.tokens))
                 if onward >= LEAST_SHARE * config.steps:
                     saves.setdefault(config.run_id, set()).add(onward)
             units[config.run_id] = dataclasses.replace(unit, saves=tuple(sorted(saves.get(config.run_id, ()))))

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError as AnalysisInputError
-from analysis.text import printable, text_table
+from analysis.text import printable
 from models.errors import InputError
 from scaling.config import RunConfig
 from scaling.failure import read_failure
 from scaling.folder import read_config, read_json
 from scaling.result import RunResult, flops_by_step, read_result
-from sweeps.cost import Job, duration, interpolated, schedule_seconds
+from sweeps.cost import Job, duration, interpolated, schedule_seconds, table_of_ends
 from sweeps.folder import lacks_config, read_description
 from sweeps.plan import Unit, read_plan
 from sweeps.table import is_held, read_progress, run_folders
@@ -322,7 +322,7 @@ def status_text(status: dict[str, Any]) -> str:
             lines += [f"    {printable(line)}" for line in run.get("log", ())]
             lines += [f"    {run['remedy']}"] if "remedy" in run else []
     header = ["run", "status", "N", "D", "step", "loss", "forecast", "left"]
-    lines += ["", text_table([header, *(row_of(run) for run in runs)])]
+    lines += ["", table_of_ends(header, runs, row_of)]
     return "\n".join(lines)
 
 

@@ -1,17 +1,23 @@
 """Commands that train sweeps and look after them: sweep, status."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from analysis.text import printable
 from models.errors import InputError
+from scaling.exit_codes import DONE, FAILED
 from sweeps.cli.parse import add_execution, command, fail, number, whole
+
+HEARTBEAT_SECONDS = 5.0
 
 
 def cmd_sweep(argv: list[str]) -> int:
@@ -39,17 +45,15 @@ def cmd_sweep(argv: list[str]) -> int:
     from scaling.engine.tracking import check_sinks
     from scaling.execution import Execution
     from sweeps.define import load_sweep
-    from sweeps.folder import named_runs
-    from sweeps.launch import local
     from sweeps.launch.placement import Placement, read_placement
-    from sweeps.launch.prepare import prepare, write_launch
 
     placement = read_placement(args.placement) if args.placement else Placement()
     if args.workers is not None:
         if args.workers < 1:
             fail(f"--workers {args.workers}: expected at least 1")
         placement = dataclasses.replace(placement, workers=args.workers)
-    name, sweep = load_sweep(args.name, args.dial)
+    with heartbeat("reading the definition"):
+        name, sweep = load_sweep(args.name, args.dial)
     folder = args.out or Path("runs") / name
     execution = Execution(
         mesh=placement.mesh,
@@ -61,6 +65,18 @@ def cmd_sweep(argv: list[str]) -> int:
     check_sinks(args.track)
     if args.dry_run:
         return dry_run(args, sweep, folder, placement.workers)
+    return launch(args, name, sweep, folder, placement, execution)
+
+
+def launch(args: argparse.Namespace, name: str, sweep, folder: Path, placement, execution) -> int:
+    """Trains what is missing; the exit code."""
+    from scaling.trust import hooks
+    from sweeps.folder import named_runs
+    from sweeps.launch import local
+    from sweeps.launch.engine import worker_command
+    from sweeps.launch.prepare import prepare, write_launch
+    from sweeps.plan import finished_runs, ledger
+
     if args.on == "local":
         local.placements(placement.workers, 1)
     elif args.on == "slurm":
@@ -73,35 +89,50 @@ def cmd_sweep(argv: list[str]) -> int:
         ray.import_ray()
     began = time.monotonic()
     earlier = named_runs(folder)
-    prepare(name, sweep, folder)
-    if dropped := earlier - {config.run_id for config in sweep.runs}:
+    with heartbeat(f"planning {len(sweep.runs):,} runs"):
+        prepare(name, sweep, folder)
+        units = write_launch(sweep, folder, execution, not args.no_sharing)
+        finished = finished_runs(folder, sweep.runs)
+    if dropped := earlier - units.keys():
         say(f"note: {len(dropped)} runs of an earlier definition stay in {folder / 'runs'}, out of this sweep's table")
-    from sweeps.plan import finished_runs, ledger, plan_in
-
-    units, finished = plan_in(folder, sweep.runs, not args.no_sharing), finished_runs(folder, sweep.runs)
-    to_spend = sum(unit.flops for unit in units if unit.run_id not in finished)
-    spent = f"{to_spend:.4g} of {ledger(units)['flops_wanted']:.4g} FLOPs to spend"
+    to_spend = sum(unit.flops for run, unit in units.items() if run not in finished)
+    spent = f"{to_spend:.4g} of {ledger(list(units.values()))['flops_wanted']:.4g} FLOPs to spend"
     before = f" ({len(finished)} finished)" if finished else ""
-    print(f"{name}: {len(sweep.runs)} runs{before}, {spent}, in {folder}", flush=True)
+    say(f"{name}: {len(sweep.runs)} runs{before}, {spent}, in {folder}")
+    command = worker_command(folder, hooks(sweep.runs))
     if args.on == "local":
         with Progress() as progress:
-            state = local.launch(sweep, folder, placement.workers, execution, progress.show, began, not args.no_sharing)
+            state = local.run_pool(units, folder, command, placement.workers, progress.show, began)
+    elif args.on == "slurm":
+        state = slurm.launch(folder, placement, say, args.wait, command)
+        if not args.wait:
+            return 0
     else:
-        from scaling.trust import hooks
-        from sweeps.launch.engine import worker_command
-
-        write_launch(sweep, folder, execution, not args.no_sharing)
-        if args.on == "slurm":
-            state = slurm.launch(folder, placement, say, args.wait, worker_command(folder, hooks(sweep.runs)))
-            if not args.wait:
-                return 0
-        else:
-            state = ray.launch(folder, placement, say, worker_command(folder, hooks(sweep.runs)))
+        state = ray.launch(folder, placement, say, command)
     ends = f"{state.finished} finished, {state.diverged} diverged, {len(state.failed)} failed"
-    print(f"{name}: {ends} in {time.monotonic() - began:.0f} s")
+    say(f"{name}: {ends} in {time.monotonic() - began:.0f} s")
     if state.failed:
-        print("launch the sweep again to try the failed runs once more")
-    return 0 if state.finished == len(sweep.runs) else 1
+        say("launch the sweep again to try the failed runs once more")
+    return DONE if state.finished == len(sweep.runs) else FAILED
+
+
+@contextlib.contextmanager
+def heartbeat(what: str) -> Iterator[None]:
+    """Says on standard error, every few seconds, that something goes on."""
+    done = threading.Event()
+
+    def beat() -> None:
+        began = time.monotonic()
+        while not done.wait(HEARTBEAT_SECONDS):
+            print(f"{what}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def say(line: str) -> None:
@@ -120,10 +151,11 @@ def dry_run(args: argparse.Namespace, sweep, folder: Path, workers: int | None) 
     from sweeps.measure import measure_missing
     from sweeps.plan import finished_runs, plan_in
 
-    check_sweep(sweep)
-    finished = finished_runs(folder, sweep.runs)
+    with heartbeat(f"planning {len(sweep.runs):,} runs"):
+        check_sweep(sweep)
+        finished = finished_runs(folder, sweep.runs)
+        units, known, note = plan_in(folder, sweep.runs, not args.no_sharing), None, ""
     left = [config for config in sweep.runs if config.run_id not in finished]
-    units, known, note = plan_in(folder, sweep.runs, not args.no_sharing), None, ""
     if args.on == "local":
         places = local.placements(workers, len(sweep.runs))
         workers = len(places)
@@ -135,7 +167,8 @@ def dry_run(args: argparse.Namespace, sweep, folder: Path, workers: int | None) 
     else:
         workers = workers or MOST_WORKERS
         note = f"the time on --on {args.on} is not known: it can be measured only there"
-    result = cost.dry_run_json(units, workers, finished, known, cost.validated_tokens(sweep.runs))
+    with heartbeat("adding up the cost"):
+        result = cost.dry_run_json(units, workers, finished, known, cost.validated_tokens(sweep.runs))
     print(json.dumps(result | {"note": note}) if args.json else cost.dry_run_text(result, note))
     return 0
 

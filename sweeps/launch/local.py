@@ -52,16 +52,26 @@ def launch(
     workers: int | None = None,
     execution: Execution | None = None,
     show: Callable[[State, str], None] = lambda state, line: None,
-    began: float | None = None,
-    sharing: bool = True,
 ) -> State:
-    """Trains what is missing of the sweep in `folder` (see `prepare`), the most expensive runs first.
+    """Trains what is missing of the prepared sweep in `folder`, as `run_pool` says."""
+    units = write_launch(sweep, folder, execution or Execution())
+    return run_pool(units, folder, worker_command(folder, hooks(sweep.runs)), workers, show)
+
+
+def run_pool(
+    units: dict[str, Unit],
+    folder: Path,
+    command: list[str],
+    workers: int | None = None,
+    show: Callable[[State, str], None] = lambda state, line: None,
+    began: float | None = None,
+) -> State:
+    """Trains what is missing of the planned sweep in `folder` by workers of this `command`.
 
     show(state, line): called at each event, with a line to print or "". `began`: time.monotonic() from which the launch
     is timed, by default now. On SIGTERM or Ctrl-C the workers save their state and SystemExit(75) is raised; a second
     launch continues.
     """
-    units = write_launch(sweep, folder, execution or Execution(), sharing)
     tally = Tally(folder, units, show, time.monotonic() if began is None else began)
     state = tally.state
     tally.count_finished()
@@ -71,7 +81,6 @@ def launch(
     places = placements(workers, len(units) - len(tally.counted))
     tally.workers = len(places)
     (folder / "logs").mkdir(exist_ok=True)
-    command = worker_command(folder, hooks(sweep.runs))
     starts = [start_at(place, command, folder / "logs" / f"worker-{i}.log") for i, place in enumerate(places)]
     supervisor = Supervisor(folder, starts, tally.heard, tally.lost, tally.say)
     stopping = False

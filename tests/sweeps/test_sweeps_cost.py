@@ -13,7 +13,9 @@ from scaling.engine.runtime import compilation_cache
 from sweeps import cost, measure
 from sweeps.cost import (
     COMPILE_SECONDS,
+    ENDS,
     LOAD_SHARE,
+    MOST_ROWS,
     RUN_SECONDS,
     SPEEDS,
     START_SECONDS,
@@ -25,7 +27,7 @@ from sweeps.cost import (
     remember_speed,
     schedule_seconds,
 )
-from sweeps.plan import plan
+from sweeps.plan import Unit, plan
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +173,31 @@ def test_a_dry_run_adds_up():
     assert (unknown["seconds"], unknown["measured"]) == (None, False)
     assert unknown["flops_spent"] == result["flops_spent"]
     assert dry_run_text(unknown, "no clock here").endswith("no clock here")
+
+
+def test_of_very_many_runs_the_ends_are_printed():
+    """A table of a hundred thousand rows takes half a minute to lay out, and nobody reads it."""
+    runs = [config(16, 100_000 + 1024 * i) for i in range(MOST_ROWS + 1)]
+    result = dry_run_json(plan(runs, sharing=False), 2)
+    text = dry_run_text(result, "no clock")
+    assert len(text.splitlines()) < 3 * ENDS
+    assert f"... {MOST_ROWS + 1 - 2 * ENDS:,} more" in text
+    assert runs[0].run_id in text
+    assert runs[-1].run_id in text
+    assert runs[500].run_id not in text
+    assert len(result["runs"]) == MOST_ROWS + 1
+    assert len(dry_run_text(dry_run_json(plan(runs[:-1], sharing=False), 2), "no clock").splitlines()) > MOST_ROWS
+
+
+def test_a_run_waits_for_what_it_needs_to_end():
+    """Two workers: a child begins when its parent has ended, so both take as long as one after the other."""
+    parent, child = config(16, 400_000), config(16, 300_000)
+    units = [Unit(parent), Unit(child, needs=(parent.run_id,))]
+    known = Known(2)
+    alone = [dry_run_json([Unit(run)], 2, known=known)["seconds"] - START_SECONDS for run in (parent, child)]
+    together = dry_run_json(units, 2, known=known)["seconds"] - START_SECONDS
+    saved = (1 - LOAD_SHARE) * COMPILE_SECONDS  # the child's program is there
+    assert together == pytest.approx(sum(alone) - saved, abs=0.3)
 
 
 def test_programs_that_lie_in_the_cache_are_not_compiled_again():

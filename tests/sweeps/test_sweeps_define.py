@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from models.config import ModelConfig, replace
 from models.errors import InputError
 from scaling.config import ObjectiveConfig, RunConfig
 from scaling.fields import leaves
+from sweeps.cli import sweep as sweep_commands
+from sweeps.cli.main import main
 from sweeps.cost import Known, dry_run_json, dry_run_text, duration
 from sweeps.define import (
     Sweep,
@@ -259,6 +262,9 @@ def test_quickstart_is_what_the_readme_says():
         ("def sweep(): return 3", "returned int, expected a Sweep"),
         ("def sweep(): raise KeyError('a')", "failed with KeyError"),
         ("import sys\nsys.exit(3)", "failed with SystemExit"),
+        ("def sweep(): raise KeyboardInterrupt('not by a key')", "failed with KeyboardInterrupt: not by a key"),
+        ("class Odd(BaseException): pass\ndef sweep(): raise Odd('one\\ntwo')", "failed with Odd: one"),
+        ("import sys\nsys.path.clear()", "defines no function sweep()"),
         ("from sweeps.define import *\ndef sweep(): return Sweep([1])", "runs holds 1, expected RunConfigs"),
         (
             "from sweeps.define import *\ndef sweep(): return Sweep(grid({}), holdout=5)",
@@ -274,6 +280,28 @@ def test_bad_definition_files_are_named(tmp_path, text, message):
         load_sweep(str(path))
     assert message in str(caught.value)
     assert "mine.py" in str(caught.value)
+
+
+def test_ctrl_c_within_a_definition_is_ctrl_c(tmp_path):
+    """By the key, unlike a KeyboardInterrupt that the definition raises itself: the user wants to leave."""
+    path = tmp_path / "slow.py"
+    path.write_text("import os, signal\ndef sweep(): os.kill(os.getpid(), signal.SIGINT)")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        load_sweep(str(path))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_definition_that_takes_long_is_heard_of(tmp_path, monkeypatch, capsys):
+    """A hundred thousand runs take a while: on standard error, so that --json stays JSON."""
+    monkeypatch.setattr(sweep_commands, "HEARTBEAT_SECONDS", 0.01)
+    path = tmp_path / "slow.py"
+    path.write_text("import time\ntime.sleep(0.2)\ndef sweep(): raise ValueError")
+    with pytest.raises(SystemExit):
+        main(["sweep", str(path), "--dry-run", "--json"])
+    captured = capsys.readouterr()
+    assert "reading the definition: 0 s" in captured.err
+    assert captured.out == ""
 
 
 def test_the_dial_is_handed_on_and_checked(tmp_path):
