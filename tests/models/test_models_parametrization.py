@@ -64,13 +64,14 @@ def test_the_table_at_twice_the_width_and_four_times_the_depth():
 def test_a_step_of_the_optimiser_follows_the_table():
     """With a large epsilon the direction is g / epsilon: learning-rate over epsilon multiplier, array by array."""
     model = replace(BASE, parametrization="completep", d_model=256, n_layers=4)
-    params = init(model, jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     optim = OptimConfig(eps=1e6, clip=0.0)
     grads = jax.tree.map(np.ones_like, params)
 
     def direction(model):
         optimizer = make_direction(optim, model)
-        return optimizer.update(grads, optimizer.init(params), params)[0]
+        return jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]
 
     ours, plain = direction(model), direction(replace(model, parametrization="standard"))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):

@@ -10,7 +10,7 @@ from models.config import ModelConfig
 from models.errors import InputError
 from models.sizing import counts
 from scaling.config import DataConfig, RunConfig
-from scaling.engine.memory import check_memory, least_bytes, plan
+from scaling.engine.memory import check_memory, needed_bytes, plan
 from scaling.execution import Execution, mesh_sizes
 
 CONFIG = RunConfig(
@@ -18,7 +18,16 @@ CONFIG = RunConfig(
 )
 
 
-@pytest.mark.parametrize("mesh", ["", "data=8", "fsdp=8", "fsdp=4,tensor=2", "fsdp=2,tensor=2,sequence=2"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        "fsdp=8",
+        *(
+            pytest.param(mesh, marks=pytest.mark.slow)
+            for mesh in ("", "data=8", "fsdp=4,tensor=2", "fsdp=2,tensor=2,sequence=2")
+        ),
+    ],
+)
 def test_the_count_of_the_state_is_xlas(mesh):
     result = plan(CONFIG, Execution(mesh=mesh, layers="scanned", remat="full"), compiled=True)
     state = result["parameter_bytes"] + result["optimizer_bytes"]
@@ -31,7 +40,7 @@ def test_the_count_of_the_state_is_xlas(mesh):
 
 def test_what_will_not_fit_is_refused_with_what_would():
     sizes = mesh_sizes("")
-    needs = sum(least_bytes(CONFIG, Execution(), sizes).values())
+    needs = needed_bytes(CONFIG, Execution(), sizes)
     check_memory(CONFIG, Execution(), sizes, needs)
     with pytest.raises(InputError, match=r"will not fit.*would fit: --mesh fsdp=\d+ on \d+ devices") as said:
         check_memory(CONFIG, Execution(), sizes, needs // 3)
@@ -50,6 +59,7 @@ def test_a_run_that_cannot_fit_leaves_nothing_behind(monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_seven_billion_on_256_devices():
     """Lowered, partitioned and compiled ahead of time, on virtual devices; within what a device of 16 GiB has."""
     command = [sys.executable, "-m", "sweeps.cli", "plan-memory", "--json", "--device-memory", "16"]

@@ -65,6 +65,7 @@ def test_a_member_is_its_solo_run(configs, solo, tmp_path):
     assert len({r.loss for r in results}) == len(results)  # members are different runs, not copies
 
 
+@pytest.mark.slow
 def test_a_diverging_member_leaves_the_others_alone(configs, solo, tmp_path):
     wild = dataclasses.replace(configs[0], optim=OptimConfig(lr=1e30, clip=0.0))
     others = [dataclasses.replace(c, optim=dataclasses.replace(c.optim, clip=0.0)) for c in configs[:3]]

@@ -339,7 +339,7 @@ def test_repeating_the_corpus_is_allowed_when_asked(config, tmp_path):
     data = dataclasses.replace(config.data, repeat=True)
     store = open_store(data.source, "bytes", valid_fraction=0.1)
     epoch = store.n_train_windows(32) * 32
-    result = train(dataclasses.replace(config, data=data, tokens=epoch + 4096, batch_size=64), tmp_path / "run")
+    result = train(dataclasses.replace(config, data=data, tokens=epoch + 4096), tmp_path / "run")
     assert result.unique_tokens == epoch < result.tokens
 
 
