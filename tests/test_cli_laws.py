@@ -149,11 +149,41 @@ def test_tables_are_pooled_and_intervals_go_by_trunk(capsys, tmp_path):
     )
 
 
-def write_curve(folder, config: RunConfig, floor: float) -> None:
+def write_run(folder, config: RunConfig, loss: float):
     run = folder / "runs" / config.run_id
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps(config.to_dict()))
-    (run / "result.json").write_text(json.dumps(result_of(config, floor, corpus="c").to_dict()))
+    (run / "result.json").write_text(json.dumps(result_of(config, loss, corpus="c").to_dict()))
+    return run
+
+
+def test_folders_of_sweeps_are_pooled(capsys, tmp_path):
+    """A run that is in both counts once; different hold-outs are asked about; what is written goes where it is told."""
+    for i, d_model in enumerate((16, 32, 64, 128)):
+        for tokens in (200_000, 400_000, 800_000, 1_600_000):
+            config = RunConfig(model=ModelConfig(d_model=d_model, n_heads=2), tokens=tokens)
+            loss = 1.2 + 30 * config.counts.n_compute**-0.4 + 80 * config.trained_tokens**-0.36
+            for folder in ("a", "b") if i == 1 else ("a",) if i < 2 else ("b",):
+                write_run(tmp_path / folder, config, loss)
+    argv = ["fit", tmp_path / "a", tmp_path / "b", "--law", "chinchilla", "--json"]
+    assert json.loads(printed(capsys, *argv))["n_runs"] == 16
+    for folder in ("a", "b"):
+        runs = [path.name for path in (tmp_path / folder / "runs").iterdir()]
+        sweep = {"name": folder, "runs": runs, "holdout": f"flops > 1e{12 + (folder == 'b')}"}
+        (tmp_path / folder / "sweep.json").write_text(json.dumps(sweep))
+    assert "a: flops > 1e12; b: flops > 1e13" in refusal(capsys, *argv)
+    pooled = [*argv[:-1], "--holdout", "flops > 2e12"]
+    pooled[0] = "report"
+    assert "--out DIR is needed" in refusal(capsys, *pooled)
+    text = printed(capsys, *pooled, "--out", tmp_path / "out")
+    assert "Tuning of each size" in text
+    assert "adamw" in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["name"] == "a, b"
+    assert not (tmp_path / "a" / "report.html").exists()
+
+
+def write_curve(folder, config: RunConfig, floor: float) -> None:
+    run = write_run(folder, config, floor)
     step = np.arange(1, 401)
     lr = 0.01 * np.minimum(step / 40, 1.0) * np.minimum((401 - step) / 100, 1.0)
     noise = np.exp(0.001 * np.random.default_rng(len(config.run_id)).standard_normal(400))

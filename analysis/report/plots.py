@@ -141,6 +141,7 @@ def figure_backtest(result: Backtest) -> Figure:
     axes.scatter(result.factor, error, s=14, c=result.cut, cmap=_COLOURS, edgecolors="none", alpha=0.8, zorder=3)
     _clean(axes)
     axes.set(xscale="log", xlabel="compute, over that of the most expensive fitted run", ylabel="error (%)")
+    _log_axis(axes.xaxis, 1.0, 1.1 * result.factor.max(), lambda factor: f"{factor:g}x")
     axes.set_title(f"{result.law} law: predicted past each cut (dark: early cuts)", loc="left", fontsize=10)
     return figure
 
@@ -149,15 +150,16 @@ def figure_compare(table: pd.DataFrame, chosen: str) -> Figure:
     """Validation and held-out error of each law of `forecast.compare`, the chosen one in bold."""
     figure = Figure(figsize=(6.8, 0.9 + 0.4 * len(table)), dpi=110, layout="constrained", facecolor="white")
     axes = figure.subplots()
-    place = np.arange(len(table))[::-1]
-    for column, label, offset, colour in (
-        ("validation", "rolling origin, in the fitted part", 0.18, _COLOURS(0.2)),
-        ("holdout", "held-out runs", -0.18, _COLOURS(0.7)),
-    ):
-        errors = 100 * pd.to_numeric(table[column]).to_numpy(float)
-        if np.isfinite(errors).any():
-            axes.barh(place + offset, np.nan_to_num(errors), height=0.34, color=colour, label=label, zorder=2)
+    labels = {"validation": "rolling origin, in the fitted part", "holdout": "held-out runs"}
+    errors = {column: 100 * pd.to_numeric(table[column]).to_numpy(float) for column in labels}
+    drawn = [column for column in labels if np.isfinite(errors[column]).any()]
+    place, height = np.arange(len(table))[::-1], 0.7 / max(len(drawn), 1)
+    for i, column in enumerate(drawn):
+        at = place + height * ((len(drawn) - 1) / 2 - i)
+        colour = _COLOURS(0.2 + 0.5 * i)
+        axes.barh(at, np.nan_to_num(errors[column]), 0.95 * height, color=colour, label=labels[column], zorder=2)
     _clean(axes)
+    axes.grid(visible=False, axis="y")
     axes.set_yticks(place, table["law"])
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() == chosen else "normal")
