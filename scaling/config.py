@@ -40,7 +40,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser; `scaling.engine.optim.make_direction` says what each makes of these fields.
+    """The optimiser; its file in scaling/optimizers/ says which of these fields it uses.
 
     A hook `module:function` is imported and called with `options`. It returns an optax GradientTransformation from
     gradients to the direction of descent *before* the learning rate and weight decay, as optax's `scale_by_*` do:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from models.config import ModelConfig
-from scaling.config import DataConfig, ObjectiveConfig, OptimConfig, RunConfig
+from scaling.config import DataConfig, ObjectiveConfig, OptimConfig, RunConfig, ScheduleConfig
 from scaling.engine.loop import train
 
 config = RunConfig(
@@ -28,7 +28,8 @@ config = RunConfig(
     data=DataConfig(source="sums:40", seq_len=32),
     optim=OptimConfig(name="signum", lr=0.003),
     objective=ObjectiveConfig("smoothed", '{"share": 0.2}'),
-    tokens=15_000,
+    schedule=ScheduleConfig(warmup_tokens=2_560),
+    tokens=30_000,
 )
 print(train(config, Path("run")).loss)
 curve = pq.read_table("run/curve.parquet")
