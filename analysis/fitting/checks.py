@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.fitting.problem import Problem
 from analysis.fitting.result import LawFit
-from analysis.laws.forms import law_named
+from analysis.laws.forms import Law, law_named
 from analysis.runs import Runs
 
 OUTLIER = 5.0
@@ -58,9 +58,13 @@ def unidentified(fit: LawFit, runs: Runs | Problem) -> list[str]:
     line names the run, at most 4 times as expensive as the most expensive one, that would cut that variance most
     (V-optimal design).
     """
-    problem, law = fit.problem(runs), law_named(fit.law)
     with np.errstate(all="ignore"):
-        jacobian = law.linked(fit.z, problem.inputs, law.metric.link)[1] * np.sqrt(problem.weights)
+        return _unidentified(fit, fit.problem(runs), law_named(fit.law))
+
+
+def _unidentified(fit: LawFit, problem: Problem, law: Law) -> list[str]:
+    jacobian = law.linked(fit.z, problem.inputs, law.metric.link)[1] * np.sqrt(problem.weights)
+    jacobian = np.nan_to_num(jacobian, nan=0.0, posinf=0.0, neginf=0.0)
     information = jacobian @ jacobian.T
     ridge = 1e-12 * np.trace(information) * np.eye(len(information))
     covariance = fit.noise["sigma"] ** 2 * np.linalg.inv(information + ridge)

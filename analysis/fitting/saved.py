@@ -177,10 +177,10 @@ def _discrepancy(record) -> dict[str, float]:
     if not record.get("discrepancy"):
         return {}
     keys = {"k", "dof", "origin"}
-    found = _numbers(record, "discrepancy", keys, keys, -1e3, 1e6)
-    if found["k"] < 0 or found["k"] > 1e3 or found["dof"] < 0:
+    misfit = _numbers(record, "discrepancy", keys, keys, -1e3, 1e6)
+    if not 0 <= misfit["k"] <= 1e3 or misfit["dof"] < 0:
         raise _Damaged("discrepancy: k and dof must be at least 0")
-    return found
+    return misfit
 
 
 def _diagnostics(record) -> dict:
@@ -192,7 +192,7 @@ def _diagnostics(record) -> dict:
     if value.get("second_best") is not None:
         _number(value, "second_best")
     bounds = value.get("at_bound", {})
-    if isinstance(bounds, list):  # as saved before the cost of a bound was told
+    if isinstance(bounds, list):  # a fit saved without the cost of its bounds
         bounds = dict.fromkeys(_texts(value, "at_bound"), 0.0)
     elif not isinstance(bounds, dict) or not all(map(_is_number, bounds.values())):
         raise _Damaged("diagnostics: at_bound must hold numbers")

@@ -231,9 +231,9 @@ class Law:
         for row, parts in zip(z, jacobian, strict=True):
             if not np.isfinite(parts[linear]).all():
                 continue
-            found, _ = nnls((parts[linear] / observed).T, np.ones(len(observed)))
+            amounts, _ = nnls((parts[linear] / observed).T, np.ones(len(observed)))
             new = row.copy()
-            for i, amount in zip(linear, found, strict=True):
+            for i, amount in zip(linear, amounts, strict=True):
                 new[i] = np.log(max(amount, 1e-9)) if self.coordinates[i].log else amount
             out.append(new)
         return np.unique(np.round(np.array(out), 12), axis=0) if out else np.empty((0, self.size))

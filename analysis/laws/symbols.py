@@ -184,11 +184,11 @@ def constraints(law, centre, fixed, tied):
         if logged and not value > 0:
             raise InputError(f"fixed {text}: must be above 0")
         rows.append((text, expression - (np.log(value) if logged else value)))
-    for one, other in tied:
-        (a, a_log), (b, b_log) = of(one), of(other)
+    for name, other in tied:
+        (a, a_log), (b, b_log) = of(name), of(other)
         if a_log != b_log:
-            raise InputError(f"tied {one} = {other}: one is positive and the other is not")
-        rows.append((f"{one} = {other}", a - b))
+            raise InputError(f"tied {name} = {other}: one is positive and the other is not")
+        rows.append((f"{name} = {other}", a - b))
     matrix = []
     for text, expression in rows:
         numerator, _ = sp.fraction(sp.together(expression))

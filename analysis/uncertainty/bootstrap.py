@@ -28,7 +28,7 @@ def bootstrap(
 
     With at least ten runs per parameter (or 20 clusters) whole runs (clusters) are resampled. A small sweep does not
     survive that, so there the fitted losses get new noise: its scale is that of the residuals over n - p degrees of
-    freedom, itself drawn anew each time; with clusters, each keeps its residuals times one random factor. cluster: a
+    freedom, itself drawn anew each time; with clusters, part of it is common to each (`_shared_noise`). cluster: a
     column whose runs share their noise, other than the one of the fit. Weights, objective and what is held are those
     of the fit. Refits start at the optimum; of more than MANY runs there are none: the draws are normal, from the
     sandwich covariance of the optimum.
@@ -56,17 +56,41 @@ def _refits(fit: LawFit, problem: Problem, n: int, rng) -> np.ndarray:
     else:
         metric, dof, rows = problem.metric, fit.noise["dof"], len(problem)
         fitted = law.linked(fit.z, problem.inputs, metric.link)[0]
-        factor = np.sqrt(dof / rng.chisquare(dof, size=(n, 1)))
         if group is None:
             scale = fit.noise["sigma"] / np.sqrt(np.maximum(own, 1e-12))
+            factor = np.sqrt(dof / rng.chisquare(dof, size=(n, 1)))
             drawn = fitted + scale * factor * rng.standard_normal((n, rows))
         else:
-            swing = rng.standard_normal((n, units))[:, group]
-            residual = metric.to_link(problem.observed) - fitted
-            drawn = fitted + np.sqrt(rows / dof) * factor * swing * residual
+            drawn = fitted + _shared_noise(fit, problem, n, rng) / np.sqrt(np.maximum(own, 1e-12))
         target = metric.from_link(drawn) if model.link != metric.link else drawn
     start = np.repeat(fit.z[None, model.free], n, axis=0)
     return model.z(solve(model, target, start, weights, problem.objective, problem.delta, warm=True))
+
+
+def _shared_noise(fit: LawFit, problem: Problem, n: int, rng) -> np.ndarray:
+    """(n, rows) noise of weight 1, part of it shared by each cluster.
+
+    The two variances solve the moment equations of the residuals' squares between and within clusters: the fit follows
+    part of what a cluster shares, so that with few clusters the residuals alone show too little of it. Each sum of
+    squares is drawn anew, over chi-square of its degrees of freedom.
+    """
+    rows, root = len(problem), np.sqrt(problem.weights)
+    jacobian = np.nan_to_num(problem.law.linked(fit.z, problem.inputs, problem.metric.link)[1]) * root
+    jacobian = jacobian if problem.model.matrix is None else problem.model.matrix @ jacobian
+    basis = np.linalg.svd(jacobian.T, full_matrices=False)[0]
+    rest = np.eye(rows) - basis @ basis.T
+    member = (problem.group[:, None] == np.arange(problem.clusters)).astype(float)
+    between = member @ (member / member.sum(axis=0)).T
+    residual = np.clip(problem.residuals(fit.z), -3 * fit.noise["sigma"], 3 * fit.noise["sigma"])
+    matrix, squares, dof = np.empty((2, 2)), np.empty(2), np.empty(2)
+    for i, part in enumerate((between, np.eye(rows) - between)):
+        seen = rest @ part @ rest
+        matrix[i] = np.sum((seen @ member) * member), np.trace(seen)
+        squares[i], dof[i] = residual @ part @ residual, max(np.trace(seen), 1.0)
+    drawn = squares * dof / rng.chisquare(dof, size=(n, 2))
+    shared, single = np.maximum(np.linalg.lstsq(matrix, drawn.T, rcond=None)[0], 0.0)
+    swing = rng.standard_normal((n, problem.clusters))[:, problem.group]
+    return np.sqrt(shared)[:, None] * swing + np.sqrt(single)[:, None] * rng.standard_normal((n, rows))
 
 
 def _normal(fit: LawFit, problem: Problem, n: int, rng) -> np.ndarray:

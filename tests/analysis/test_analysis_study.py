@@ -190,3 +190,18 @@ def test_report_is_self_contained(result, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(InputError, match="cannot be written"):
         write_report(result, path / "below_a_file" / "report.html", "x")
+
+
+def test_intervals_cover_where_few_trunks_share_noise():
+    """Half of the noise is shared within 8 trunks. Failure would mean: what the fit follows of it is overlooked."""
+    inside = []
+    for seed in range(12):
+        rng = np.random.default_rng([1, seed])
+        n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 3e5, 8), np.geomspace(5e5, 8e6, 5), indexing="ij"))
+        trunk = np.repeat(np.arange(8), 5)
+        swing = np.sqrt(0.5) * (rng.standard_normal(8)[trunk] + rng.standard_normal(n.size))
+        loss = LAWS["chinchilla"].loss(TRUTHS["chinchilla"], n, d) * np.exp(0.004 * swing)
+        runs = read_runs(pd.DataFrame({"N": n, "D": d, "loss": loss, "trunk": trunk}))
+        spans = bootstrap(fit(runs, "chinchilla"), runs, 60).intervals
+        inside += [spans[k][0] <= v <= spans[k][1] for k, v in TRUTHS["chinchilla"].items()]
+    assert np.mean(inside) >= 0.8
