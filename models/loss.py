@@ -26,7 +26,6 @@ def sums(
     if weight_BT is None:
         loss = jnp.sum(loss_BT)
         return loss + z_loss * jnp.sum(jnp.square(log_z_BT)), loss
-    # Weighted once, as a whole: with weights of 1 the gradients are then those without, to the bit.
     objective_BT = loss_BT + z_loss * jnp.square(log_z_BT)
     return jnp.sum(objective_BT * weight_BT), jnp.sum(loss_BT * weight_BT)
 

@@ -59,7 +59,8 @@ def same_bits(a, b):
 @pytest.mark.parametrize("execution", [{}, {"accumulate": 2}, {"loss_chunks": 4}], ids=str)
 def test_a_mask_of_ones_is_next_token_to_the_bit(execution):
     """Through the weighted sums, the normalisation over the batch, and the parts: if a bit differs, the masked loss is
-    another loss, or is added up otherwise.
+    another loss, or is added up otherwise. (Both are compiled apart: with z-loss and a batch that is no power of two,
+    or with parts of both kinds at once, the compiler was seen to round one of them differently, by 1e-7.)
     """
     ones = {"weight_BT": np.ones((CHUNK_STEPS, B, T), np.float32)}
     metrics, state = trained(NextToken(), **execution)
@@ -186,8 +187,9 @@ def test_an_objective_counts_its_own_flops(monkeypatch):
     """A frozen reference is a forward pass more: the planner, the result and the table must count it alike."""
     whole, last = CONFIG.flops, CONFIG.flops_from(CONFIG.steps - 1)
     monkeypatch.setattr(NextToken, "flops_factor", 4 / 3)
-    assert CONFIG.flops == pytest.approx(4 / 3 * whole)
-    assert CONFIG.flops_from(CONFIG.steps - 1) == pytest.approx(4 / 3 * last)
+    again = dataclasses.replace(CONFIG)  # without what CONFIG keeps of its own
+    assert again.flops == pytest.approx(4 / 3 * whole)
+    assert again.flops_from(CONFIG.steps - 1) == pytest.approx(4 / 3 * last)
 
 
 @pytest.fixture(scope="module")

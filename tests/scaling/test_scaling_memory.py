@@ -10,7 +10,7 @@ from models.config import ModelConfig
 from models.errors import InputError
 from models.sizing import counts
 from scaling.config import DataConfig, RunConfig
-from scaling.engine.memory import check_memory, needed_bytes, plan
+from scaling.engine.memory import check_memory, least_bytes, needed_bytes, plan
 from scaling.execution import Execution, mesh_sizes
 
 CONFIG = RunConfig(
@@ -41,6 +41,7 @@ def test_the_count_of_the_state_is_xlas(mesh):
 def test_what_will_not_fit_is_refused_with_what_would():
     sizes = mesh_sizes("")
     needs = needed_bytes(CONFIG, Execution(), sizes)
+    assert needs > sum(least_bytes(CONFIG, Execution(), sizes).values()), "the logits of a validation are not counted"
     check_memory(CONFIG, Execution(), sizes, needs)
     with pytest.raises(InputError, match=r"will not fit.*would fit: --mesh fsdp=\d+ on \d+ devices") as said:
         check_memory(CONFIG, Execution(), sizes, needs // 3)
