@@ -38,7 +38,6 @@ def same_trunk(config: RunConfig) -> RunConfig:
     return replaced(config, {"tokens": 1, "schedule": schedule, "data.repeat": True})
 
 
-@functools.lru_cache(maxsize=65_536)
 def same_rates(config: RunConfig) -> RunConfig:
     """Runs whose learning rate and weight decay are equal at every step: of one schedule and as many steps."""
     optim = OptimConfig(lr=config.optim.lr, weight_decay=config.optim.weight_decay, decay=config.optim.decay)

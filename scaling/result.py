@@ -1,6 +1,5 @@
 """What came of a run: the content of result.json as a type, checked once, where it is read. No JAX here."""
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +99,7 @@ class RunResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the fields, and for readers of the file what follows from them."""
         derived = ("flops_6nd", "flops_own", "flops_spent", "flops_ancestors")
-        return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
+        return {name: getattr(self, name) for name in (*fields_of(RunResult), *derived)}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "RunResult":

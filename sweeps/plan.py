@@ -12,7 +12,7 @@ import functools
 import graphlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,15 @@ def plan(runs: Sequence[RunConfig], sharing: bool = True) -> tuple[Unit, ...]:
     for config in runs:
         groups.setdefault(same_trunk(config) if sharing else config, []).append(config)
     units: dict[str, Unit] = {}
+    common = comparison()
     for group in groups.values():
         placed: list[RunConfig] = []
         saves: dict[str, set[int]] = {}
         for config in sorted(group, key=lambda c: (-c.steps, c.run_id)):
             # The first of those that share most is the longest: branches hang on trunks, not on branches.
-            trunk = max(placed, key=lambda other: common_steps(config, other), default=None)
-            at = common_steps(config, trunk) if trunk else 0
-            after = trunk.run_id if trunk and at >= LEAST_SHARE * config.steps else None
+            steps = [common(config, other) for other in placed]
+            at = max(steps, default=0)
+            after = placed[steps.index(at)].run_id if at and at >= LEAST_SHARE * config.steps else None
             if after:
                 saves.setdefault(after, set()).add(at)
             units[config.run_id] = Unit(config, after, at if after else 0)
@@ -71,7 +72,7 @@ def plan(runs: Sequence[RunConfig], sharing: bool = True) -> tuple[Unit, ...]:
         for config in placed if sharing else ():
             unit = units[config.run_id]
             if unit.after is None:  # a longer run, added later, continues from here
-                onward = common_steps(config, dataclasses.replace(config, tokens=2 * config.tokens))
+                onward = common(config, dataclasses.replace(config, tokens=2 * config.tokens))
                 if onward >= LEAST_SHARE * config.steps:
                     saves.setdefault(config.run_id, set()).add(onward)
             units[config.run_id] = dataclasses.replace(unit, saves=tuple(sorted(saves.get(config.run_id, ()))))
@@ -117,16 +118,31 @@ def steps_in(folder: Path) -> list[int]:
 
 def common_steps(a: RunConfig, b: RunConfig) -> int:
     """Steps from the beginning on in which two runs of one group do the same: equal rates and weight decays."""
-    return common_beginning(same_rates(a), same_rates(b))
-
-
-@functools.lru_cache(maxsize=65_536)
-def common_beginning(a: RunConfig, b: RunConfig) -> int:
     n = min(a.steps, b.steps)
     differs = np.zeros(n, bool)
     for values in (learning_rates, weight_decays):
         differs |= values(a)[:n] != values(b)[:n]
     return int(np.argmax(differs)) if differs.any() else n
+
+
+def comparison() -> Callable[[RunConfig, RunConfig], int]:
+    """`common_steps`, computed once for all runs of the same two schedules: a sweep has many of each."""
+    schedules: dict[RunConfig, int] = {}
+    numbers: dict[str, int] = {}  # of a run's schedule, by run id
+    known: dict[tuple[int, int], int] = {}
+
+    def number(config: RunConfig) -> int:
+        if config.run_id not in numbers:
+            numbers[config.run_id] = schedules.setdefault(same_rates(config), len(schedules))
+        return numbers[config.run_id]
+
+    def common(a: RunConfig, b: RunConfig) -> int:
+        pair = number(a), number(b)
+        if pair not in known:
+            known[pair] = common_steps(a, b)
+        return known[pair]
+
+    return common
 
 
 def ledger(units: Sequence[Unit]) -> dict[str, float]:

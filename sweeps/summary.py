@@ -91,6 +91,7 @@ def checklist(findings: Findings, facts: dict[str, Any]) -> dict[str, str]:
         return ", ".join(text.format(values(column)) for column, text in parts.items() if values(column))
 
     where = facts.get("where") or {}
+    code = where.get("commit", "an unknown commit")
     answers = {
         "models": stated({"d_model": "width {}", "n_layers": "depth {}", "n_heads": "heads {}"}),
         "data": stated({"source": "{}; validation on documents never trained on", "seq_len": "{} tokens a window"}),
@@ -110,7 +111,7 @@ def checklist(findings: Findings, facts: dict[str, Any]) -> dict[str, str]:
     if facts["runs"]:
         clock = "" if facts["seconds"] is None else f", {duration(facts['seconds'])} of wall clock"
         answers |= {
-            "code": f"scaling-laws, jax {where.get('jax')}, {where.get('device')}, {values('dtype')}",
+            "code": f"scaling-laws at {code}, jax {where.get('jax')}, {where.get('device')}, {values('dtype')}",
             "flops": "matrix product by matrix product, causal attention, backward = 2x forward",
             "checkpoints": "the loss after the last step of each run",
             "cost": f"{facts['flops']:.4g} FLOPs{clock}",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from models.errors import InputError
+from models.sizing import Counts
 from scaling.config import RunConfig
 from scaling.engine.lease import holder
 from scaling.fields import leaves, value_at
@@ -17,6 +18,8 @@ from sweeps.folder import read_description
 
 # What depends on how a run was executed, if not on when and where: which run it branched from, and what that saved.
 EXECUTED = ("trunk", "branched_at_step", "flops_own", "flops_spent", "flops_ancestors")
+# What a result holds that its configuration says beforehand.
+PLANNED = ("run", "steps", "tokens", "unique_tokens", *Counts._fields, "flops", "flops_6nd")
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -86,10 +89,9 @@ def row(folder: Path) -> dict | None:
 def planned_row(config: RunConfig) -> dict:
     """What a run's row holds before it is trained: all columns, None where only the result says."""
     unique = min(config.trained_tokens, (config.unique_windows or math.inf) * config.data.seq_len)
-    known = result_columns(result_of(config, None, unique_tokens=unique))
-    unknown = ("loss", "bits_per_byte", "train_loss", "valid_tokens", "corpus", "diverged_at_step", *EXECUTED)
-    given = {column: value_at(config, path) for path, column in config_columns().items()}
-    return known | dict.fromkeys(unknown) | {"status": "waiting"} | {k: v for k, v in given.items() if k not in known}
+    result = result_columns(result_of(config, None, unique_tokens=unique))
+    given = {column: value_at(config, path) for path, column in config_columns().items() if column not in result}
+    return {name: value if name in PLANNED else None for name, value in result.items()} | {"status": "waiting"} | given
 
 
 def result_columns(result: RunResult) -> dict:

@@ -23,6 +23,7 @@ from scaling.engine.feed import Feed, feed, inputs, spread, validation_batches
 from scaling.engine.hosts import agree, first_host
 from scaling.engine.lease import Busy, Held, lease
 from scaling.engine.memory import check_memory, device_limit
+from scaling.engine.optim import make_direction
 from scaling.engine.program import CHUNK_STEPS, Program, implementation, program_for
 from scaling.engine.recorder import Recorder
 from scaling.engine.sharding import check_mesh, make_mesh
@@ -87,6 +88,7 @@ def check(config: RunConfig, folder: Path, execution: Execution, mesh: Mesh) -> 
     store = open_store(config.data.source, config.data.tokenizer, valid_fraction=config.data.valid_fraction)
     check_fits(config, store)
     check_run_folder(folder, config)
+    make_direction(config.optim)  # a hook that is misspelt
     check_memory(config, execution, dict(mesh.shape), device_limit(mesh.local_devices[0]))
     return feed(config, store)
 

@@ -5,6 +5,7 @@ As the rate is not baked into the compiled step, runs that differ in learning ra
 
 import importlib
 import json
+import sys
 from collections.abc import Callable
 
 import jax
@@ -70,5 +71,18 @@ def load_hook(name: str, options: str) -> optax.GradientTransformation:
     return made
 
 
+def main() -> None:
+    """Loads the hooks of standard input, a JSON list of (name, options); the error of the first that is wrong."""
+    try:
+        for name, options in json.load(sys.stdin):
+            load_hook(name, options)
+    except InputError as error:
+        sys.exit(str(error))
+
+
 def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,9 @@
 """What every engine does before its workers begin: the sweep is checked, then what they read is written."""
 
+import json
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +18,7 @@ from scaling.execution import Execution
 from scaling.folder import check_run_folder, holds_only
 from scaling.objectives import find
 from scaling.result import read_result
-from scaling.trust import check_sweep_links
+from scaling.trust import check_sweep_links, hooks
 from sweeps.define import Sweep, keep_definition
 from sweeps.folder import (
     Description,
@@ -85,6 +88,7 @@ def check_sweep(sweep: Sweep) -> dict[str, str]:
         check_fits(config, stores[key])
         find(config.objective.name, config.objective.options)
         corpora[config.run_id] = stores[key].key
+    check_hooks(sweep.runs)
     if sweep.law != "auto":
         law_named(sweep.law)
     if sweep.holdout is not None:
@@ -94,6 +98,21 @@ def check_sweep(sweep: Sweep) -> dict[str, str]:
         except AnalysisInputError as error:  # which knows it as an option
             raise InputError(str(error).replace("--holdout", "holdout")) from None
     return corpora
+
+
+def check_hooks(runs: Iterable[RunConfig]) -> None:
+    """Raises InputError where an optimiser's hook cannot be imported, or does not take its options.
+
+    Tried in a process of its own, on the CPU: the launcher takes no accelerator from its workers.
+    """
+    pairs = {(config.optim.name, config.optim.options) for config in runs if hooks([config])}
+    if not pairs:
+        return
+    command, environment = [sys.executable, "-m", "scaling.engine.optim"], os.environ | {"JAX_PLATFORMS": "cpu"}
+    tried = subprocess.run(command, input=json.dumps(sorted(pairs)), env=environment, capture_output=True, text=True)
+    if tried.returncode:
+        last = (tried.stderr.strip().splitlines() or [f"ended its process with exit code {tried.returncode}"])[-1]
+        raise InputError(last if last.startswith("optim.name") else f"optim.name: a hook failed: {last}")
 
 
 def write_launch(sweep: Sweep, folder: Path, execution: Execution, sharing: bool = True) -> dict[str, Unit]:

@@ -66,6 +66,7 @@ def test_a_run_leaves_its_record(config, undisturbed):
     result, folder = undisturbed
     assert result.to_dict() == read_json(folder / "result.json")
     assert result.status == "finished"
+    assert {"commit", "python", "jax", "optax", "device"} <= set(result.where), "with what it was made"
     assert result.tokens == config.trained_tokens == 40 * 8 * 32
     assert result.n_compute == config.counts.n_compute
     frame = curve(folder)

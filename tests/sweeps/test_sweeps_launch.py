@@ -279,3 +279,28 @@ def test_swarms_train_the_same_sweep(corpus, tmp_path):
     assert [t.get("swarm") for t in timings] == [3] * 3
     assert list(frames[0]["run"]) == list(frames[1]["run"])
     pd.testing.assert_series_equal(frames[0]["loss"], frames[1]["loss"], rtol=1e-5)
+
+
+HOOKED = """
+from scaling.config import OptimConfig, RunConfig
+from sweeps.define import Sweep
+
+def sweep():
+    return Sweep((RunConfig(tokens=10_000, optim=OptimConfig(name={name!r}, options={options!r})),))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("optax:scale_by_adamm", "", "has no attribute 'scale_by_adamm'"),
+        ("otpax:scale_by_adam", "", "No module named 'otpax'"),
+        ("optax:scale_by_adam", '{"beta": 1}', "unexpected keyword argument 'beta'"),
+    ],
+)
+def test_a_misspelt_hook_is_found_before_anything_is_written(tmp_path, name, options, message):
+    (tmp_path / "hooked.py").write_text(HOOKED.format(name=name, options=options))
+    _, sweep = load_sweep(str(tmp_path / "hooked.py"))
+    with pytest.raises(InputError, match=f"optim.name = '{name}': .*{message}"):
+        prepare("hooked", sweep, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
