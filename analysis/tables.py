@@ -69,22 +69,22 @@ def named_once(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def pool(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Several tables as one; where there are several, `from` names the one that a row comes from.
+    """Several tables as one; `sweep` says which a run is from, unless a table says it itself.
 
-    A run that is in several (same `run`) counts once. Raises InputError where their losses do not compare.
+    A run that is in two (same `run`) is taken where it is finished. Raises InputError where the losses do not compare.
     """
-    if len(frames) == 1:
-        return next(iter(frames.values()))
-    pooled = pd.concat([frame.assign(**{"from": name}) for name, frame in frames.items()], ignore_index=True)
+    named = (frame if "sweep" in frame.columns else frame.assign(sweep=name) for name, frame in frames.items())
+    pooled = pd.concat(named, ignore_index=True)
+    if {"run", "status"} <= set(pooled.columns):
+        pooled = pooled.iloc[np.argsort(pooled["status"].ne("finished"), kind="stable")]
     if "run" in pooled.columns:
-        pooled = pooled[~pooled["run"].duplicated() | pooled["run"].isna()].reset_index(drop=True)
-    for column in ("source", "tokenizer", "corpus"):
-        kinds = [set(frame[column].dropna()) for frame in frames.values() if column in frame.columns]
-        kinds = [kind for kind in kinds if kind]
-        if any(kind != kinds[0] for kind in kinds):
+        pooled = pooled[~pooled["run"].duplicated() | pooled["run"].isna()]
+    for column in {"source", "tokenizer", "corpus"} & set(pooled.columns):
+        kinds = pooled.dropna(subset=column).groupby("sweep")[column].agg(set)
+        if any(kind != kinds.iloc[0] for kind in kinds):
             shown = ", ".join(sorted(map(str, set.union(*kinds)))[:5])
             raise InputError(f"column {column!r} differs among the tables ({shown}): their losses do not compare")
-    return pooled
+    return pooled.sort_index().reset_index(drop=True)
 
 
 def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:

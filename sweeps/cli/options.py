@@ -67,22 +67,22 @@ def notes_text(runs) -> str:
 
 
 def frame_of(sources: list[Path]):
-    """(one table of all runs, with the source of each in `from` where there are several; facts about each sweep)."""
+    """(one table of all runs, with the source of each in `sweep` where there are several; facts about each sweep)."""
     from analysis.tables import pool, read_table
 
-    frames, sweeps = {}, []
-    for source in sources:
-        if source.is_dir():
-            from sweeps.summary import describe
-            from sweeps.table import table
+    folders, frames, sweeps = [source for source in sources if source.is_dir()], {}, []
+    if folders:
+        from sweeps.summary import describe
+        from sweeps.table import table
 
-            sweeps.append(describe(source))
-            frames[str(source)] = table(source)
-        else:
+        sweeps = [describe(folder) for folder in folders]
+        frames[folders[0].name] = table(*folders)
+    for source in sources:
+        if source not in folders:
             if source.exists() and source.stat().st_size > LARGE:
                 print(f"reading {source} ({source.stat().st_size / 2**20:,.0f} MiB)", file=sys.stderr, flush=True)
             frames[str(source)] = read_table(source)
-    return pool(frames), sweeps
+    return pool(frames) if len(sources) > 1 else next(iter(frames.values())), sweeps
 
 
 def common(key: str, sweeps: list[dict]) -> str | None:

@@ -224,8 +224,11 @@ def test_flops_far_from_6nd_are_asked_about():
 def test_tables_are_pooled(tmp_path):
     both = pool({"a": table(run=[f"a{i}" for i in range(16)]), "b": table(run=[f"b{i}" for i in range(16)])})
     assert len(both) == 32
-    assert both["from"].tolist() == ["a"] * 16 + ["b"] * 16
-    assert len(pool({"a": both, "b": both})) == 32, "the same run counts once"
+    assert both["sweep"].tolist() == ["a"] * 16 + ["b"] * 16
+    begun, done = both.assign(status="running"), both.assign(status="finished")
+    once = pool({"a": begun, "b": done})
+    assert len(once) == 32, "the same run counts once"
+    assert set(once["status"]) == {"finished"}
     text = message(lambda: pool({"a": table(tokenizer="bytes"), "b": table(tokenizer="bpe")}))
     assert "do not compare" in text
     assert "twice" in message(lambda: read_runs(pd.concat([table(), table()[["loss"]]], axis=1)))
