@@ -49,12 +49,8 @@ def vocab_size(spec: str) -> int:
 
 
 def _guess(spec: str) -> str:
-    kind, _, size = spec.partition(":")
-    whole = {"bytes": "bytes", "bpe": f"bpe:{size if size.isdecimal() else 1024}"}
-    guess = did_you_mean(kind, whole)
-    for name, full in whole.items():
-        guess = guess.replace(repr(name), repr(full))
-    return guess
+    size = spec.partition(":")[2]
+    return did_you_mean(spec, ["bytes", f"bpe:{size if size.isdecimal() else 1024}"])
 
 
 def clean(text: str) -> str:

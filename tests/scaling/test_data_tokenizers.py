@@ -30,7 +30,7 @@ def test_sizes():
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("byte", "did you mean 'bytes'?"),
         ("bpe", "did you mean 'bpe:1024'?"),
@@ -41,10 +41,10 @@ def test_sizes():
         ("", "known: 'bytes'"),
     ],
 )
-def test_bad_names(spec, said):
+def test_bad_names(spec, message):
     with pytest.raises(InputError) as caught:
         vocab_size(spec)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
