@@ -1,6 +1,7 @@
 """The rule of the house: every import points down, and no two files import each other in a circle."""
 
 import ast
+import functools
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +18,7 @@ FILES = {
 }
 
 
+@functools.cache
 def imports(name: str) -> set[str]:
     """The modules of ours that a file names, at its top or within a function."""
     found = set()

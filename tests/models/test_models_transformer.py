@@ -28,6 +28,7 @@ def tokens(batch=2, length=12, vocab=17, seed=0):
     return jax.random.randint(jax.random.key(seed), (batch, length), 0, vocab)
 
 
+@functools.cache
 def noisy(config, seed=1, scale=0.2):
     """Parameters away from their zeros, so that every part of the model acts."""
     params = jax.jit(transformer.init, static_argnums=0)(config, jax.random.key(seed))
