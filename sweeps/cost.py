@@ -62,7 +62,7 @@ class Speed(NamedTuple):
 
 @functools.cache
 def machine() -> str:
-    """What a speed belongs to: processor, its number of cores, jax. Whether on an accelerator is told beside it."""
+    """What a speed belongs to: processor, its number of cores, jax. Whether on an accelerator stands beside it."""
     return f"{processor()}, {os.cpu_count()} cores, jax {version('jax')}"
 
 
@@ -168,15 +168,15 @@ def remembered() -> list[dict[str, Any]]:
         lines = (cache_root() / SPEEDS).read_text(errors="replace").splitlines()[-2000:]
     except OSError:
         return []
-    found = []
+    whole = []
     for line in lines:
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
-            found.append(value)
-    return found
+            whole.append(value)
+    return whole
 
 
 def ratio(a: float, b: float) -> float:

@@ -100,8 +100,8 @@ def measured(shapes: Sequence[RunConfig], places: Sequence[dict[str, str]]) -> l
             lines = [json.loads(line) for line in process.stdout]
             if process.wait() or len(lines) < len(shapes):
                 log.seek(0)
-                said = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-                raise InputError(f"measuring failed with exit code {process.returncode}: {said[-1]}")
+                errors = log.read().decode(errors="replace").strip().splitlines() or ["nothing in its log"]
+                raise InputError(f"measuring failed with exit code {process.returncode}: {errors[-1]}")
             reports += lines
     firsts = {}  # of each shape the process that compiled it: the one that took longest
     for report in reports:

@@ -85,7 +85,7 @@ def waiting_jobs(folder: Path, notes: list[str]) -> int | None:
 
 
 def planned(folder: Path) -> tuple[dict[str, Unit], list[str]]:
-    """The units of plan.json by run id, and what is to be said of it: without a plan, or with a damaged one, none."""
+    """The units of plan.json by run id, and notes on it: without a plan, or with a damaged one, none."""
     if not (folder / "plan.json").exists():
         return {}, []
     try:
@@ -201,9 +201,9 @@ def log_tail(logs: Path, run: str, failed: Path) -> list[str]:
     """
     try:
         when = failed.stat().st_mtime
-        found = sorted(logs.glob("*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
-        ends = {path: end_of(path) for path in found}
-        written = [path for path in found if path.stat().st_size and path.stat().st_mtime <= when + 5]
+        newest_first = sorted(logs.glob("*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
+        ends = {path: end_of(path) for path in newest_first}
+        written = [path for path in newest_first if path.stat().st_size and path.stat().st_mtime <= when + 5]
     except OSError:
         return []
     for lines in ends.values():

@@ -50,7 +50,7 @@ class Leases:
         self._seen: dict[Path, Seen] = {}
 
     def holder(self, folder: Path) -> dict[str, Any] | None:
-        """What the holder says of itself (see `holder` below), or None where the run can be taken at once."""
+        """The record of the holder (see `holder` below), or None where the run can be taken at once."""
         return self.look(folder)[1]
 
     def look(self, folder: Path) -> tuple[int, dict[str, Any] | None]:
@@ -218,12 +218,12 @@ def generations(folder: Path) -> list[int]:
 def newest(folder: Path) -> tuple[int, bytes]:
     """(highest generation, content of its file), or (0, b"")."""
     for _ in range(10):
-        found = generations(folder)
-        if not found:
+        numbers = generations(folder)
+        if not numbers:
             return 0, b""
         with suppress(FileNotFoundError):  # removed since, for a higher one
-            return found[-1], (folder / name(found[-1])).read_bytes()
-    return found[-1], b""
+            return numbers[-1], (folder / name(numbers[-1])).read_bytes()
+    return numbers[-1], b""
 
 
 def write(file: int, record: dict[str, Any]) -> None:
@@ -277,5 +277,5 @@ def start_time(pid: int) -> int | None:
         return None
 
 
-def describe(holder: dict[str, Any]) -> str:
-    return f"process {holder.get('pid', '?')} on {holder.get('machine', '?')}"
+def describe(record: dict[str, Any]) -> str:
+    return f"process {record.get('pid', '?')} on {record.get('machine', '?')}"

@@ -213,8 +213,8 @@ class Queue:
         if memory < SMALL * HOST_MEMORY:
             return True
         begun = [run for run in os.listdir(self.folder / "runs") if run in self.by_id and not self.ended(run)]
-        holders = [found for run in begun if (found := holder(self.folder_of(run)))]
-        others = sum(found["bytes"] or 0 for found in holders if found["here"])
+        holders = filter(None, (holder(self.folder_of(run)) for run in begun))
+        others = sum(record.get("bytes") or 0 for record in holders if record["here"])
         return others == 0 or memory + others <= MEMORY_SHARE * HOST_MEMORY
 
     def is_over(self, run: str) -> bool:
@@ -265,6 +265,6 @@ def unmark(folder: Path, runs: Iterable[str]) -> None:
 def plan_state(folder: Path) -> tuple[int, int] | None:
     """Changes whenever plan.json is written anew; None where it is not there."""
     with contextlib.suppress(OSError):
-        found = os.stat(folder / "plan.json")
-        return found.st_ino, found.st_mtime_ns
+        state = os.stat(folder / "plan.json")
+        return state.st_ino, state.st_mtime_ns
     return None

@@ -99,6 +99,16 @@ def test_a_trunk_that_has_passed_leaves_what_it_kept(tmp_path):
     assert [unit.at for unit in plan_in(tmp_path, [short, middle, long], sharing=False)] == [0, 0, 0]
 
 
+def test_a_link_that_leads_nowhere_is_no_kept_state(tmp_path):
+    """A loop at a run's checkpoints stopped the whole launch; the runs that do not need them go on."""
+    short, long = horizons(1000, 2000)
+    trunk = tmp_path / "runs" / long.run_id
+    trunk.mkdir(parents=True)
+    for name in ("checkpoints", "branches"):
+        (trunk / name).symlink_to(trunk / name)
+    assert [unit.at for unit in plan_in(tmp_path, [short, long])] == [800, 0]
+
+
 def test_a_plan_is_read_back(tmp_path):
     units = plan(horizons(1000, 2000))
     write_plan(tmp_path, units, "one")
