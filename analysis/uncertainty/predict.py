@@ -11,7 +11,7 @@ from analysis.laws.forms import law_named
 from analysis.metric import LEVEL, Prediction
 from analysis.runs import Runs
 
-# More points than this, and their intervals are worked out together, by their variances.
+# More points than this, and their intervals are computed together, from their variances.
 MANY_POINTS = 1_000
 
 

@@ -22,6 +22,8 @@ from analysis.forecast.allocate import _log_optimal_n, extra_inputs
 from analysis.laws.forms import law_named
 from analysis.runs import Runs
 
+MOST_RUNS = 20_000
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -132,8 +134,14 @@ def profile(
     direction. Of a weighted fit the objective is the weighted one, and a run's noise is that of weight 1 over the root
     of its weight.
     """
+    problem = fit.problem(runs, cluster)
+    if len(problem) > MOST_RUNS:
+        raise InputError(
+            f"{len(problem):,} runs: above {MOST_RUNS:,} a profile takes long and says no more than the fit's own "
+            "intervals, which are from its sandwich covariance; leave --profile out"
+        )
     with np.errstate(all="ignore"):
-        return _profile(fit, fit.problem(runs, cluster), quantity, level)
+        return _profile(fit, problem, quantity, level)
 
 
 def _profile(fit: LawFit, problem: Problem, quantity: Quantity | str, level: float) -> Profile:
