@@ -35,7 +35,8 @@ def compiled_optim(config: RunConfig) -> OptimConfig:
 def same_trunk(config: RunConfig) -> RunConfig:
     """Runs that may begin alike: all but the horizon and what the schedule does at its end."""
     schedule = ScheduleConfig(warmup_tokens=config.schedule.warmup_tokens)
-    return replaced(config, {"tokens": 1, "schedule": schedule, "data.repeat": True})
+    data = dataclasses.replace(config.data, repeat=True)
+    return dataclasses.replace(config, tokens=1, schedule=schedule, data=data)
 
 
 def same_rates(config: RunConfig) -> RunConfig:

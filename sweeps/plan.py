@@ -85,7 +85,7 @@ def plan_in(folder: Path, runs: Sequence[RunConfig], sharing: bool = True) -> tu
     its own beginning.
     """
     units, kept = plan(runs, sharing), functools.cache(lambda run: steps_in(folder / "runs" / run / "branches"))
-    if not sharing:
+    if not sharing or not (folder / "runs").is_dir():
         return units
     by_id = {unit.run_id: unit for unit in units}
 
