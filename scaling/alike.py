@@ -39,16 +39,10 @@ def same_trunk(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, tokens=1, schedule=schedule, data=data)
 
 
-def same_rates(config: RunConfig) -> RunConfig:
+def same_rates(config: RunConfig) -> tuple:
     """Runs whose learning rate and weight decay are equal at every step: of one schedule and as many steps."""
-    optim = OptimConfig(lr=config.optim.lr, weight_decay=config.optim.weight_decay, decay=config.optim.decay)
-    return RunConfig(
-        data=DataConfig(seq_len=config.data.seq_len),
-        optim=optim,
-        schedule=config.schedule,
-        tokens=config.tokens,
-        batch_size=config.batch_size,
-    )
+    optim = config.optim
+    return config.schedule, config.steps, config.tokens_per_step, optim.lr, optim.weight_decay, optim.decay
 
 
 def same_but_horizon_and_rate(config: RunConfig) -> RunConfig:

@@ -127,7 +127,7 @@ def common_steps(a: RunConfig, b: RunConfig) -> int:
 
 def comparison() -> Callable[[RunConfig, RunConfig], int]:
     """`common_steps`, computed once for all runs of the same two schedules: a sweep has many of each."""
-    schedules: dict[RunConfig, int] = {}
+    schedules: dict[tuple, int] = {}
     numbers: dict[str, int] = {}  # of a run's schedule, by run id
     known: dict[tuple[int, int], int] = {}
 
