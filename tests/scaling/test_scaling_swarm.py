@@ -78,6 +78,7 @@ def test_a_diverging_member_leaves_the_others_alone(configs, solo, tmp_path):
     assert results[0].diverged_at_step == alone.diverged_at_step
 
 
+@pytest.mark.slow
 def test_a_shorter_member_that_diverged_ends_no_other(configs, tmp_path):
     """Its batches have come to their end while the others still train."""
     clip = OptimConfig(lr=0.01, clip=0.0)

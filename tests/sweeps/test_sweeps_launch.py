@@ -85,6 +85,7 @@ def test_a_run_whose_folder_cannot_be_used_leaves_the_others_alone(definition, t
     assert "its folder cannot be used: [Errno 20]" in state.failed[dearest]
 
 
+@pytest.mark.slow
 def test_what_can_be_made_again_is_set_aside_and_made_again(definition, undisturbed, tmp_path):
     """Each damage would stop its run, or every launch, for ever; the content is that of a run begun and of one over."""
     _, sweep = load_sweep(str(definition))
