@@ -99,7 +99,13 @@ def run_status(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
     entry: dict[str, Any] = dict.fromkeys(
         ("n_compute", "tokens", "flops", "flops_spent", "flops_shared", "flops_left", "step", "steps", "loss")
     )
-    entry |= {"run": folder.name, "after": unit and unit.after, "tokens_per_second": None, "seconds_left": None}
+    entry |= {
+        "run": folder.name,
+        "after": unit and unit.after,
+        "needs": list(unit.needs) if unit else [],
+        "tokens_per_second": None,
+        "seconds_left": None,
+    }
     try:
         return entry | looked_at(folder, unit, named)
     except DAMAGE as error:
@@ -243,6 +249,8 @@ def seconds_left(runs: Sequence[dict[str, Any]], workers: int) -> float | None:
         if trunk is not None:  # ready once the trunk has made the steps that both share
             ahead = run["flops_shared"] - (run_done(open_runs[trunk]) if trunk < len(running) else 0.0)
             ready = max(0.0, ahead) / speed
+        if parents := [index[parent] for parent in run["needs"] if parent in index]:
+            trunk, ready = max(parents), None  # ready once that one has ended
         jobs.append(Job(needed + rest, trunk, ready))
     return round(schedule_seconds(jobs, max(workers, len(running)), running=range(len(running))), 1)
 

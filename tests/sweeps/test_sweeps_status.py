@@ -11,12 +11,13 @@ import pytest
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.config import RunConfig
+from scaling.failure import Failure, write_failure
 from scaling.folder import write_atomically
 from scaling.result import result_of
 from sweeps import status as status_module
 from sweeps.cli.main import main
 from sweeps.launch import slurm
-from sweeps.plan import plan, write_plan
+from sweeps.plan import Unit, plan, write_plan
 from sweeps.status import status_text, sweep_status, watch, watch_here
 
 
@@ -126,6 +127,20 @@ def test_time_left_follows_the_plan_and_the_pace(tmp_path, held):
     held.clear()
     assert sweep_status(folder)["seconds_left"] is None
     assert "nobody is at work" in status_text(sweep_status(folder))
+
+
+def test_a_run_that_needs_another_waits_for_its_end_and_says_why_it_is_not_trained(tmp_path, held):
+    """Two at work would be done in the time of one, were the child not to begin where its parent ends."""
+    folder, _ = sweep_folder(tmp_path / "s", RUNS[:3])
+    finish(folder, RUNS[2], timing={"seconds": RUNS[2].steps * 0.01 + 1.0, "seconds_per_step": 0.01})
+    begin(folder, RUNS[1])
+    held.add(RUNS[1].run_id)
+    write_plan(folder, [Unit(RUNS[0], needs=(RUNS[1].run_id,)), Unit(RUNS[1]), Unit(RUNS[2])], "launch")
+    steps = sum(config.steps for config in RUNS[:2])
+    assert sweep_status(folder, workers=2)["seconds_left"] == pytest.approx(steps * 0.01 + 2.0, abs=0.06)
+    run = folder / "runs" / RUNS[0].run_id
+    write_failure(run, Failure(f"needs run {RUNS[1].run_id}, which diverged", 1, "launch", True))
+    assert f"needs run {RUNS[1].run_id}, which diverged" in status_text(sweep_status(folder))
 
 
 def test_old_results_and_sweeps_without_a_plan(tmp_path, held):
