@@ -5,6 +5,7 @@ $SCALING_TEST_CACHE, else in the user's cache. That hides no mistake: XLA finds 
 text, its options and the compiler's version, so code that has changed finds another program or the one it would make.
 """
 
+import atexit
 import contextlib
 import os
 import tempfile
@@ -17,6 +18,7 @@ KEPT_DAYS = 14
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 _caches = tempfile.TemporaryDirectory(prefix="scaling-tests-")
+atexit.register(_caches.cleanup)
 os.environ["SCALING_CACHE"] = str(Path(_caches.name) / "cache")
 _kept = Path(os.environ.get("SCALING_TEST_CACHE") or Path("~/.cache/scaling-laws-tests").expanduser())
 _programs = _kept / f"compiled-{version('jax')}"

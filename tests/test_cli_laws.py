@@ -223,4 +223,4 @@ def test_a_sweep_json_from_elsewhere_is_refused_in_a_line(capsys, tmp_path):
     config = RunConfig()
     write_curve(tmp_path, config, 2.0)
     (tmp_path / "sweep.json").write_text(json.dumps({"name": "x", "runs": [config.run_id], "holdout": 5}))
-    assert "holdout = 5: expected text" in refusal(capsys, "fit", tmp_path)
+    assert "holdout = 5, expected text" in refusal(capsys, "fit", tmp_path)
