@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.bench import chinchilla_runs, public
+from analysis.curves.curve import read_curve
 from analysis.curves.fit import fit_curves
 from analysis.curves.report import evaluate
-from analysis.curves.schedules import read_curve
 from analysis.fitting.fit import fit
 from analysis.fitting.target import fit_for_target
 from analysis.runs import Runs, read_runs

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student
 
+from analysis.curves.curve import LossCurve, dense, drops, warmup_steps
 from analysis.curves.forms import CURVE_LAWS, GRID, CurveModel, natural
-from analysis.curves.schedules import LossCurve, dense, drops, warmup_steps
 from analysis.errors import InputError, nearest_or_all
 from analysis.files import write_text
 from analysis.fitting.optimise import gradient_and_curvature, minimise

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.signal import lfilter
 
-from analysis.curves.schedules import drops
+from analysis.curves.curve import drops
 
 # Cells of a run for the multi-power sum; points of a curve for starts, folds and draws.
 GRID, COARSE = 100, 60

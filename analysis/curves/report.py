@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.curves.curve import LossCurve
 from analysis.curves.fit import CurveFit, window
-from analysis.curves.schedules import LossCurve
 from analysis.text import figure_text, text_table
 
 

@@ -63,7 +63,7 @@ def cmd_curves(argv: list[str]) -> int:
 
 def models_of(source: Path, warmup: int | None) -> dict[str, dict]:
     """The curves by name of each model of a folder: a law holds for one model, one batch and one set of data."""
-    from analysis.curves.schedules import read_curve
+    from analysis.curves.curve import read_curve
 
     if not source.is_dir():
         fail(f"{source}: not a folder of curves")
@@ -76,7 +76,7 @@ def models_of(source: Path, warmup: int | None) -> dict[str, dict]:
 
 
 def models_of_sweep(source: Path, warmup: int | None) -> dict[str, dict]:
-    from analysis.curves.schedules import read_curve
+    from analysis.curves.curve import read_curve
     from sweeps.table import run_folders, table
 
     frame = table(source)

@@ -15,7 +15,7 @@ from sweeps.library._family import base, horizons, models, tuned
 
 N = (4.6e3, 8.4e3, 1.3e4, 2e4, 2.7e4, 4.6e4, 6.7e4)
 D = (2.5e5, 4.2e5, 7.07e5, 1.19e6, 2e6)
-C = 8e11  # the dearest corner is left out: nothing of its cost is there to compare with
+C = 8e11  # the most expensive corner is left out: nothing of its cost is there to compare with
 
 
 def sweep(dial: float = 1) -> Sweep:

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.curves.curve import LossCurve, read_curve, schedule
 from analysis.curves.fit import fit_curves, load_curve_fit
 from analysis.curves.forms import CURVE_LAWS, CurveModel
 from analysis.curves.report import curves_report, evaluate, figure_curves
-from analysis.curves.schedules import LossCurve, read_curve, schedule
 from analysis.errors import InputError
 
 PUBLIC = Path(os.environ.get("SCALING_PUBLIC_DATA", Path(__file__).parents[2] / "../shared/data")) / "lr_schedules"
