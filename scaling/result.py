@@ -56,7 +56,7 @@ class RunResult:
     where: dict[str, int | str] = field(default_factory=dict, metadata=ADDED)  #: device and versions
 
     def __post_init__(self) -> None:
-        if not (self.status == "finished" and self.loss is not None and 0 < self.loss < math.inf) and not (
+        if not (self.status == "finished" and self.loss is not None and math.isfinite(self.loss)) and not (
             self.status == "diverged" and self.loss is None
         ):
             raise InputError(f"status {self.status!r} with loss {self.loss!r} is no result")

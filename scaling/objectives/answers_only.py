@@ -7,7 +7,6 @@ On a text corpus an answer is what follows `marker` in a line, up to and with th
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from models.errors import InputError
@@ -32,10 +31,14 @@ class AnswersOnly(Objective):
         """Weights with a mean of 1 over the batch, so that parts of it with few answers count for few; a batch without
         an answer trains nothing.
         """
+        import jax.numpy as jnp
+
         weight_BT = batch["weight_BT"]
         return batch | {"weight_BT": weight_BT * (weight_BT.size / jnp.maximum(jnp.sum(weight_BT), 1.0))}
 
     def loss(self, apply: Any, params: Any, frozen: Any, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
+        import jax.numpy as jnp
+
         objective, loss = apply.mean_loss(params, batch["tokens_BU"], batch["weight_BT"])
         return objective, {"loss": loss, "answer_share": jnp.mean(batch["weight_BT"] > 0)}
 

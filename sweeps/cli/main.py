@@ -170,7 +170,8 @@ def cmd_train(argv: list[str]) -> int:
     print(f"run {config.run_id}: N {n:,}, D {config.trained_tokens:,}, {config.flops:.3g} FLOPs, in {folder}")
     with StopOnSignal() as stop:
         try:
-            result = train(config, folder, execution, stop.requested, print, print_progress)
+            report = lambda line: print(printable(line))  # noqa: E731
+            result = train(config, folder, execution, stop.requested, report, print_progress)
         except Preempted as stopped:
             print(stopped)
             return PREEMPTED
@@ -228,7 +229,8 @@ class StopOnSignal:
 def print_progress(state: dict) -> None:
     left = f"{state['seconds_left']:.0f} s left"
     rate = f"{state['tokens_per_second']:,.0f} tokens/s"
-    print(f"step {state['step']} of {state['steps']}  loss {state['loss']:.4f}  {rate}  {left}", flush=True)
+    loss = "-" if state["loss"] is None else f"{state['loss']:.4f}"
+    print(f"step {state['step']} of {state['steps']}  loss {loss}  {rate}  {left}", flush=True)
 
 
 COMMANDS = {

@@ -1,6 +1,8 @@
 """The seam of the objectives: another loss, a random one, one with frozen arrays go through the engine as it is."""
 
 import dataclasses
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import jax
@@ -181,6 +183,12 @@ def test_objectives_are_found_by_their_file():
         with pytest.raises(InputError) as caught:
             find(name, options)
         assert message in str(caught.value)
+
+
+def test_finding_an_objective_imports_no_jax():
+    """`status`, `table` and the planner count FLOPs by it, on machines and in moments that have no time for JAX."""
+    code = "import sys; import scaling.objectives as o; list(map(o.find, o.names())); sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_objective_counts_its_own_flops(monkeypatch):

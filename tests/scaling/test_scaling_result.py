@@ -40,6 +40,12 @@ def test_flops_are_those_of_the_steps(result, ancestors, own, spent):
     assert found == (A_STEP * ancestors, A_STEP * own, A_STEP * spent)
 
 
+@pytest.mark.parametrize("loss", [0.0, -1.5])
+def test_any_finite_loss_is_a_result(loss):
+    """An objective's loss may be below 0: refusing it would lose a run after all its compute."""
+    assert RunResult.from_dict(result_of(CONFIG, loss).to_dict()).loss == loss
+
+
 def test_a_run_under_way_has_made_the_steps_since_it_branched():
     flops = flops_by_step(CONFIG.flops, 40, 32, 0)
     assert (flops.spent, flops.left) == (0.0, 8 * A_STEP), "it begins where it branched"
@@ -63,7 +69,7 @@ def test_results_of_earlier_versions_are_read():
 
 
 WRONG = {
-    "loss": [None, math.nan, math.inf, 0, -1.0, "2.0", True, [2.0], 10**400],
+    "loss": [None, math.nan, math.inf, -math.inf, "2.0", True, [2.0], 10**400],
     "status": ["diverged", "done", None, 1],
     "run": [None, 7],
     "steps": [0, -1, 2.5, None, "8", True],

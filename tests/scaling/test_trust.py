@@ -179,6 +179,25 @@ def test_escapes_in_a_reason_do_not_reach_the_terminal(tiny, tmp_path, capsys):
     assert "\x1b" not in capsys.readouterr().err
 
 
+def test_escapes_in_a_report_do_not_reach_the_terminal(tmp_path, capsys, monkeypatch):
+    """Who left a run is read from its lease: a file of the folder."""
+    from scaling.config import RunConfig
+    from scaling.result import result_of
+    from sweeps.cli.main import main, print_progress
+
+    def train(config, folder, execution, should_stop, report, progress):
+        report("left by process 1 on \x1b[2Jelsewhere")
+        return result_of(RunConfig(), 2.0, bits_per_byte=1.0)
+
+    monkeypatch.setattr("scaling.engine.loop.train", train)
+    assert main(["train", "--out", str(tmp_path / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert "elsewhere" in text
+    print_progress({"step": 1, "steps": 2, "loss": None, "tokens_per_second": 3.0, "seconds_left": 4.0})
+    assert "loss -  3 tokens/s" in capsys.readouterr().out, "an objective need not have a metric named loss"
+
+
 def test_tables_show_no_control_characters():
     assert printable("a\nb\x1b[31m\u202ec\x00") == "a b�[31m�c�"
     shown = text_table([["run", "loss"], [f"x{ESCAPE}", "1.0"]])
