@@ -71,9 +71,12 @@ def named_once(frame: pd.DataFrame) -> pd.DataFrame:
 def pool(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Several tables as one; `sweep` says which a run is from, unless a table says it itself.
 
-    A run that is in two (same `run`) is taken where it is finished. Raises InputError where the losses do not compare.
+    A run that is in two (same `run`) is taken where it is finished. Where some tables have a `status`, the rows of the
+    others count as finished. Raises InputError where the losses do not compare.
     """
-    named = (frame if "sweep" in frame.columns else frame.assign(sweep=name) for name, frame in frames.items())
+    named = [frame if "sweep" in frame.columns else frame.assign(sweep=name) for name, frame in frames.items()]
+    if any("status" in frame.columns for frame in named):
+        named = [frame if "status" in frame.columns else frame.assign(status="finished") for frame in named]
     pooled = pd.concat(named, ignore_index=True)
     if {"run", "status"} <= set(pooled.columns):
         pooled = pooled.iloc[np.argsort(pooled["status"].ne("finished"), kind="stable")]

@@ -224,3 +224,27 @@ def test_a_sweep_json_from_elsewhere_is_refused_in_a_line(capsys, tmp_path):
     write_curve(tmp_path, config, 2.0)
     (tmp_path / "sweep.json").write_text(json.dumps({"name": "x", "runs": [config.run_id], "holdout": 5}))
     assert "holdout = 5, expected text" in refusal(capsys, "fit", tmp_path)
+
+
+@pytest.mark.parametrize("more", [[], ["--drop-outliers"]])
+def test_a_law_is_chosen_among_those_that_can_be_fitted_as_asked(more, runs, tmp_path, capsys):
+    """Failure would mean: one fit chooses the law, another is reported. Of each set one law has the parameter held."""
+    x = np.geomspace(1e3, 1e7, 24)
+    pd.DataFrame({"x": x, "loss": 0.5 + 30 * x**-0.3}).to_csv(tmp_path / "x.csv", index=False)
+    held = ["--input", "x=x", "--fix", "g=1e-6"]
+    assert printed(capsys, "fit", tmp_path / "x.csv", *held, *more).startswith("shifted: ")
+    if not more:
+        assert json.loads(printed(capsys, "fit", runs, "--fix", "gamma=0.9", "--json"))["law"] == "coupled"
+
+
+def test_a_law_of_learning_rates_allocates_nothing(runs, tmp_path, capsys):
+    """Its least value along a budget is the smallest learning rate, not an optimum of anything."""
+    path, frame = tmp_path / "fit.json", planted()
+    frame["best_lr"] = 1.8 * frame["n_compute"] ** -0.7 * frame["tokens"] ** 0.3
+    frame.to_csv(tmp_path / "rates.csv", index=False)
+    argv = ["fit", tmp_path / "rates.csv", "--law", "learning_rate", "--loss-column", "best_lr", "--profile"]
+    text = printed(capsys, *argv, "--figures", tmp_path / "figures", "--out", path)
+    assert "learning rate = c N^p D^q" in text
+    assert "\n  a " not in text, "the profile of an exponent of N*"
+    assert "the learning rate by N, D" in refusal(capsys, "allocate", path, "--flops", "1e20")
+    assert [figure.name for figure in (tmp_path / "figures").glob("*.png")] == ["predicted.png"]

@@ -34,6 +34,7 @@ class Allocation:
     intervals: dict[str, list[float]]
     law: str
     n_column: str
+    unit: str
     warning: str | None
     served: float = 0.0
     unique: float | None = None
@@ -47,7 +48,7 @@ class Allocation:
             ("N*", self.n, "n", f"parameters ({self.n_column})"),
             ("D*", self.d, "d", "tokens"),
             ("D*/N*", self.tokens_per_parameter, "tokens_per_parameter", "tokens per parameter"),
-            ("loss", self.loss, "loss", "nats per token"),
+            ("loss", self.loss, "loss", self.unit),
             ("a", self.exponent, "exponent", "N* ~ C^a"),
         )
         how = f"6ND + 2N x {self.served:.3g} tokens served" if self.served else "C = 6ND"
@@ -67,7 +68,7 @@ def allocate(fit: LawFit, flops: float, served: float = 0.0, unique: float | Non
 
     served: tokens the model is to serve in its life, 2N FLOPs each (Sardana et al. 2024, arXiv 2401.00448, for a budget
     of training and inference together). unique: distinct tokens there are, for a law that knows what repeats cost
-    (data_constrained). Raises InputError unless flops is positive, and where the law is not one of N and D.
+    (data_constrained). Raises InputError unless flops is positive, and where the law is not one of the loss by N and D.
     """
     flops = float(flops)
     if not 0 < flops <= 1e40:
@@ -99,6 +100,7 @@ def allocate(fit: LawFit, flops: float, served: float = 0.0, unique: float | Non
         intervals=intervals,
         law=fit.law,
         n_column=fit.n_column,
+        unit=fit.unit,
         warning=fit.outside(n, d, flops if not served else None, **extra),
         served=float(served),
         unique=unique,
@@ -157,10 +159,14 @@ def excess_loss(fit: LawFit, n: float, d: float, unique: float | None = None) ->
 
 
 def extra_inputs(fit: LawFit, unique: float | None) -> dict[str, float]:
-    """The law's inputs beside N and D. Raises InputError where it needs unique tokens, or is not a law of N and D."""
-    inputs = law_named(fit.law).inputs
-    if not {"N", "D"} <= set(inputs):
-        raise InputError(f"law {fit.law!r} is of {', '.join(inputs)}: an allocation needs a law of N and D")
+    """The law's inputs beside N and D. Raises InputError where it takes no unique tokens, or does not allocate."""
+    law = law_named(fit.law)
+    inputs = law.inputs
+    if not law.allocates:
+        raise InputError(
+            f"law {law.name!r} gives the {law.target} by {', '.join(inputs)}: an allocation needs a law of the loss by "
+            "N and D, such as chinchilla"
+        )
     if unique is not None and "U" not in inputs:
         raise InputError(f"law {fit.law!r} does not know what repeated tokens are worth; fit --law data_constrained")
     if "U" in inputs:

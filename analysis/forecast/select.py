@@ -39,9 +39,9 @@ def choose_law(
 ) -> tuple[str, dict[str, Score]]:
     """The law with the lowest error over the cuts, the simpler where another is within 10 % of it; and every score.
 
-    All laws are judged on the same cuts, those the largest law can be fitted to. Where there are none, the laws that
-    cannot be judged are left out one by one, the largest first. Held-out runs are never read. delta and options are
-    those of `pose`.
+    All laws are judged on the same cuts, those the largest law can be fitted to; the size of a law is what is left free
+    in it. Where there are none, the laws that cannot be judged are left out one by one, the largest first. Held-out
+    runs are never read. delta and options are those of `pose`; a law that lacks a parameter that is held is left out.
     """
     able: dict[str, Problem] = {}
     unable = {}
@@ -53,12 +53,12 @@ def choose_law(
     if not able:
         raise min(unable.values(), key=lambda error: len(str(error)))
     first = next(iter(able.values()))
-    sizes = sorted({problem.law.size for problem in able.values()}, reverse=True)
-    for size in sizes:
+    sizes = {name: len(problem.model.free) for name, problem in able.items()}
+    for size in sorted(set(sizes.values()), reverse=True):
         pairs, note = cuts_of(first, size, most=12 if len(first.law.inputs) > 1 else 6)
         if pairs:
             break
-    judged = {name: problem.law for name, problem in able.items() if pairs and problem.law.size <= size}
+    judged = [name for name in able if pairs and sizes[name] <= size]
     scores = {}
     for name in laws:
         of_delta = (able[name].delta, able[name].delta_reason) if name in able else ()
@@ -71,12 +71,10 @@ def choose_law(
             reason = str(unable.get(name, "no cut leaves enough runs below it to judge this law"))
             scores[name] = Score(name, None, 0, 0, reason, None, *of_delta)
     if not judged:
-        simplest = min((problem.law for problem in able.values()), key=lambda law: law.size)
-        return simplest.name, scores
+        return min(able, key=sizes.get), scores
     lowest = min(scores[name].score for name in judged)
-    tied = [law for name, law in judged.items() if scores[name].score <= TIE * lowest + 1e-6]
-    chosen = min(tied, key=lambda law: (law.size, scores[law.name].score))
-    return chosen.name, scores
+    tied = [name for name in judged if scores[name].score <= TIE * lowest + 1e-6]
+    return min(tied, key=lambda name: (sizes[name], scores[name].score)), scores
 
 
 def robust_mean(errors, cut) -> float:

@@ -86,6 +86,11 @@ class Law:
         return METRICS[self.target]
 
     @property
+    def allocates(self) -> bool:
+        """Whether it is of a loss by N and D: of another metric the least value along a budget is no optimum."""
+        return self.target == "loss" and {"N", "D"} <= set(self.inputs)
+
+    @property
     def size(self) -> int:
         return len(self.coordinates)
 

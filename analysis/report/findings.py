@@ -104,16 +104,19 @@ def analyse(
 ) -> Findings:
     """Fits every law the runs can identify and predicts the held-out runs with each; deterministic given the seed.
 
-    law: "auto" chooses by validation inside the fitted part (`select`), or the name of a law of N and D. cluster and
-    options (objective, fixed, tied) are those of `problem.pose`, the latter for the law that is named or chosen. Raises
-    InputError.
+    law: "auto" chooses by validation inside the fitted part (`select`), or the name of a law of the loss by N and D.
+    cluster and options (objective, fixed, tied) are those of `problem.pose`, the latter in the choice and in every fit:
+    a law that lacks a parameter that is held is left out. Raises InputError.
     """
     form = law_named(law if law != "auto" else JOINT[0])
-    if not {"N", "D"} <= set(form.inputs):
-        raise InputError(f"law {law!r} is of {', '.join(form.inputs)}: the analysis of a sweep needs a law of N and D")
+    if not form.allocates:
+        raise InputError(
+            f"law {law!r} gives the {form.target} by {', '.join(form.inputs)}: the analysis of a sweep needs a law of "
+            "the loss by N and D"
+        )
     laws = {name: LAWS[name] for name in dict.fromkeys((*JOINT, form.name))}
     try:
-        chosen, scores = choose_law(runs, laws, delta)
+        chosen, scores = choose_law(runs, laws, delta, **options)
     except InputError:
         if law != "auto":
             fit(runs, law, delta, **options)  # the message about the law that was asked for is the helpful one
@@ -122,13 +125,12 @@ def analyse(
     fits = {}
     for name in laws:
         try:
-            best = fit(runs, name, delta, **(options if name == chosen else {}))
+            best = fit(runs, name, delta, **options)
         except InputError:
             if name == chosen:
                 raise
             continue
-        plain = best.objective_name == "huber" and not (best.fixed or best.tied)
-        fits[name] = bootstrap(best, runs, draws, seed, cluster, scores[name].backtest if plain else None)
+        fits[name] = bootstrap(best, runs, draws, seed, cluster, scores[name].backtest)
 
     held = runs.take(runs.holdout)
     held = held.take(np.argsort(held.flops, kind="stable"))

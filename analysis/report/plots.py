@@ -88,8 +88,9 @@ def figure_predicted(runs: Runs, fit: LawFit) -> Figure:
     _points(below, runs.loss, 100.0 * (predicted / runs.loss - 1.0), runs, colour)
     for panel in (axes, below):
         _clean(panel)
-    axes.set(ylabel="predicted loss", xscale="log", yscale="log", xlim=span, ylim=span)
-    below.set(xlabel="measured loss (nats per token)", ylabel="error (%)")
+    target = fit.metric.name
+    axes.set(ylabel=f"predicted {target}", xscale="log", yscale="log", xlim=span, ylim=span)
+    below.set(xlabel=f"measured {target}" + f" ({fit.unit})" * bool(fit.unit), ylabel="error (%)")
     below.yaxis.set_major_locator(MaxNLocator(5))
     axes.set_title(f"Predicted against measured, {fit.law} law", loc="left", fontsize=10)
     _loss_axis(axes.yaxis, span)
@@ -100,16 +101,17 @@ def figure_predicted(runs: Runs, fit: LawFit) -> Figure:
 
 
 def figures_of(runs: Runs, fit: LawFit) -> dict[str, Figure]:
-    """The figures of a fit by name: three of a law of N and D, one of a law of a single input. Of many runs, some."""
+    """The figures of a fit by name: three of a law of the loss by N and D, one of another law. Of many runs, some."""
     if len(runs) > _MOST_POINTS:
         runs = runs.take(np.linspace(0, len(runs) - 1, _MOST_POINTS).round().astype(int))
-    if {"N", "D"} <= set(law_named(fit.law).inputs):
+    law = law_named(fit.law)
+    if law.allocates:
         return {
             "compute": figure_compute(runs, fit),
             "tokens": figure_tokens(runs, fit),
             "predicted": figure_predicted(runs, fit),
         }
-    return {"fit": figure_single(runs, fit)}
+    return {"predicted": figure_predicted(runs, fit)} if len(law.inputs) > 1 else {"fit": figure_single(runs, fit)}
 
 
 def figure_single(runs: Runs, fit: LawFit) -> Figure:

@@ -183,10 +183,10 @@ def _profile(fit: LawFit, problem: Problem, quantity: Quantity | str, level: flo
 def profile_all(
     fit: LawFit, runs: Runs | Problem, level: float = 0.9, cluster: str | None = None
 ) -> dict[str, Profile]:
-    """The profile of every parameter that is not fixed, and of the exponent a where the law is of N and D."""
+    """The profile of every parameter that is not fixed, and of the exponent a where the law allocates."""
     problem = fit.problem(runs, cluster)
     profiles = {name: profile(fit, problem, name, level) for name in fit.params if name not in fit.fixed}
-    if {"N", "D"} <= set(law_named(fit.law).inputs):
+    if law_named(fit.law).allocates:
         profiles["a"] = profile(fit, problem, exponent(fit), level)
     return profiles
 

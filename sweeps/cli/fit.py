@@ -40,8 +40,8 @@ def cmd_fit(argv: list[str]) -> int:
     runs, _, law = runs_of(args)
     if args.drop_outliers:
         runs = without_outliers(runs, law, fit_options(args))
-    of_n_and_d = bool(runs.n_column) if law == "auto" else {"N", "D"} <= set(law_named(law).inputs)
-    kind = fit_target if args.target is not None else fit_joint if of_n_and_d else fit_single
+    joint = bool(runs.n_column) if law == "auto" else law_named(law).allocates
+    kind = fit_target if args.target is not None else fit_joint if joint else fit_single
     fitted, record, text = kind(runs, law, args)
     if args.out:
         fitted.save(args.out)
@@ -62,7 +62,7 @@ def cmd_fit(argv: list[str]) -> int:
 
 
 def fit_joint(runs, law: str, args):
-    """(fit, JSON, text) of a law of N and D: every law fitted, one chosen, the held-out runs predicted."""
+    """(fit, JSON, text) of a law of the loss by N and D: every law fitted, one chosen, the held-out runs predicted."""
     from analysis.report.findings import analyse
     from analysis.report.page import text_report
 
@@ -71,7 +71,7 @@ def fit_joint(runs, law: str, args):
 
 
 def fit_single(runs, law: str, args):
-    """(fit, JSON, text) of a law of other inputs than N and D."""
+    """(fit, JSON, text) of a law of other inputs than N and D, or of another metric than the loss."""
     from analysis.fitting.fit import fit
     from analysis.forecast.select import choose_law
     from analysis.laws.forms import LAWS, SINGLE
@@ -79,7 +79,7 @@ def fit_single(runs, law: str, args):
 
     choice = ""
     if law == "auto":
-        law, scores = choose_law(runs, {name: LAWS[name] for name in SINGLE})
+        law, scores = choose_law(runs, {name: LAWS[name] for name in SINGLE}, **fit_options(args))
         errors = (f"{n} {'-' if s.score is None else f'{100 * s.score:.2f} %'}" for n, s in scores.items())
         choice = f"\nchosen by error in rolling validation: {'; '.join(errors)}"
     fitted = bootstrap(fit(runs, law, **fit_options(args), cluster=args.cluster), runs)
@@ -135,7 +135,8 @@ def without_outliers(runs, law: str, options):
     from analysis.forecast.compare import laws_for
     from analysis.forecast.select import choose_law
 
-    law = choose_law(runs, laws_for(runs, None if not runs.n_column else ["chinchilla"]))[0] if law == "auto" else law
+    if law == "auto":
+        law, _ = choose_law(runs, laws_for(runs, ["chinchilla"] if runs.n_column else None), **options)
     outlying = outliers(fit(runs, law, **options), runs)
     if not len(outlying):
         return runs

@@ -229,6 +229,8 @@ def test_tables_are_pooled(tmp_path):
     once = pool({"a": begun, "b": done})
     assert len(once) == 32, "the same run counts once"
     assert set(once["status"]) == {"finished"}
+    plain = pool({"ours": table(status=["finished"] * 15 + [""]), "theirs": table()})
+    assert len(read_runs(plain)) == 31, "a table without `status` counts as finished, pooled or alone; a blank cell not"
     text = message(lambda: pool({"a": table(tokenizer="bytes"), "b": table(tokenizer="bpe")}))
     assert "do not compare" in text
     assert "twice" in message(lambda: read_runs(pd.concat([table(), table()[["loss"]]], axis=1)))
