@@ -35,9 +35,9 @@ def check_links(folder: Path) -> None:
 
 
 def check_sweep_links(folder: Path) -> None:
-    """`check_links` for the folder of a sweep and its runs/."""
-    check_links(folder)
-    check_links(folder / "runs")
+    """`check_links` for the folder of a sweep, its runs/ and its logs, of which `scaling status` shows the ends."""
+    for part in ("", "runs", "logs", "logs/slurm"):
+        check_links(folder / part)
 
 
 def open_log(path: Path, mode: str) -> IO:

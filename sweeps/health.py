@@ -53,8 +53,8 @@ def coordinates(folder: Path | str, allowed: Collection[str] = ()) -> dict:
     kept = {}
     for parametrization, configs in sizes.items():
         axis = "d_model" if len({model.d_model for model in configs}) >= 3 else "n_layers"
-        found = slopes(changes_over(list(configs.values())), axis)
-        rounded = {name: round(float(slope), 4) for name, slope in found.items()}
+        measured = slopes(changes_over(list(configs.values())), axis)
+        rounded = {name: round(float(slope), 4) for name, slope in measured.items()}
         kept[parametrization] = {"axis": axis, "slopes": rounded}
     write_atomically(folder / COORDINATES, json.dumps(kept, indent=1) + "\n")
     return kept
@@ -64,7 +64,7 @@ def coordinates_text(folder: Path) -> str:
     """What `coordinates` found, a line a parametrisation; "" where it was not asked for."""
     lines = []
     for parametrization, kept in read_json(folder / COORDINATES).items() if (folder / COORDINATES).exists() else ():
-        if not isinstance(kept, dict) or not kept.get("slopes"):
+        if not whole(kept):
             return (
                 "coordinate check: coordinates.json is of another version; scaling health DIR --coordinates writes it"
             )
@@ -74,3 +74,15 @@ def coordinates_text(folder: Path) -> str:
         moves = f"{worst} moves most with {kept['axis']}, as its power {slope:+.3f}"
         lines.append(f"coordinate check, {parametrization}: {moves}: {carries}")
     return "\n".join(lines)
+
+
+def whole(kept: object) -> bool:
+    """Whether it is what `coordinates` writes for a parametrisation."""
+    if not isinstance(kept, dict) or not isinstance(kept.get("axis"), str):
+        return False
+    slopes = kept.get("slopes")
+    return (
+        isinstance(slopes, dict)
+        and bool(slopes)
+        and all(type(s) in (int, float) and not abs(s) > 1e300 for s in slopes.values())
+    )

@@ -46,8 +46,15 @@ class Unit:
 
     @functools.cached_property
     def flops(self) -> float:
-        """Training FLOPs of the run's own steps."""
-        return self.config.flops_from(self.at)
+        """Training FLOPs of the run's own steps; 0 where they are not known."""
+        return flops_of(self.config, self.at) or 0.0
+
+
+def flops_of(config: RunConfig, step: int = 0) -> float | None:
+    """The training FLOPs of a run after a step; None where its objective is not here, as of another version."""
+    with contextlib.suppress(InputError):
+        return config.flops_from(step)
+    return None
 
 
 def plan(runs: Sequence[RunConfig], sharing: bool = True) -> tuple[Unit, ...]:

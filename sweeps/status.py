@@ -23,7 +23,7 @@ from scaling.folder import read_config, read_json
 from scaling.result import RunResult, flops_by_step, read_result
 from sweeps.cost import Job, duration, interpolated, schedule_seconds, table_of_ends
 from sweeps.folder import lacks_config, read_description
-from sweeps.plan import Unit, read_plan
+from sweeps.plan import Unit, flops_of, read_plan
 from sweeps.table import is_held, read_progress, run_folders
 
 STATES = ("running", "failed", "damaged", "waiting", "diverged", "finished")
@@ -48,11 +48,11 @@ def sweep_status(folder: Path, workers: int = 0) -> dict[str, Any]:
     units, notes = planned(folder)
     runs = [run_status(run, units.get(run.name), sweep is not None) for run in folders]
     for run in runs:
-        if run["status"] == "failed":
+        if run["status"] == "failed" and sweep:  # of its folder alone it is known that no link leads out
             run["log"] = log_tail(folder / "logs", run["run"], folder / "runs" / run["run"] / "failed.json")
     unknown = sum(run["flops"] is None for run in runs)
     if unknown:
-        notes.append(f"FLOPs of {unknown} runs are not counted: their configuration is not here")
+        notes.append(f"FLOPs of {unknown} runs are not counted: their configuration or objective is not here")
     number = Counter(run["status"] for run in runs)
     idle = not number["running"] and bool(number["waiting"] or number["failed"])
     counted = {f"flops_{what}": total(runs, f"flops_{what}") for what in ("spent", "shared", "left")}
@@ -148,8 +148,8 @@ def looked_at(folder: Path, unit: Unit | None, named: bool) -> dict[str, Any]:
     if entry["status"] == "running":
         rate = state.get("tokens_per_second")
         entry |= {"tokens_per_second": rate, "seconds_left": state.get("seconds_left")}
-        if rate:
-            entry["pace"] = (config.counts.n_compute, rate * config.flops / config.trained_tokens, 0.0)
+        if rate and entry.get("flops"):
+            entry["pace"] = (config.counts.n_compute, rate * entry["flops"] / config.trained_tokens, 0.0)
         return entry
     return entry | failure(folder)
 
@@ -168,22 +168,26 @@ def ended(folder: Path, config: RunConfig, result: RunResult) -> dict[str, Any]:
     if result.run != config.run_id:
         raise InputError(f"{folder}: result.json is not of this config")
     entry = {"status": result.status, "loss": result.loss, "step": result.last_step}
-    entry |= sizes(config, result.branched_at_step, result.last_step) | {"flops_left": 0.0}
+    entry |= sizes(config, result.branched_at_step, result.last_step, result.flops) | {"flops_left": 0.0}
     a_step, seconds = result.timing.get("seconds_per_step"), result.timing.get("seconds", 0.0)
     if a_step:
         trained = result.last_step - result.timing.get("resumed_at_step", result.branched_at_step)
         rest = max(0.0, seconds - trained * a_step)
-        entry["pace"] = (config.counts.n_compute, config.flops / config.steps / a_step, rest)
+        entry["pace"] = (config.counts.n_compute, result.flops / config.steps / a_step, rest)
     return entry
 
 
-def sizes(config: RunConfig, at: int, done: int = 0) -> dict[str, Any]:
-    """Sizes and FLOPs of a run that began at step `at` and has come to step `done`."""
-    flops = flops_by_step(config.flops, config.steps, at, done)
-    return {
-        "n_compute": config.counts.n_compute,
-        "tokens": config.trained_tokens,
-        "steps": config.steps,
+def sizes(config: RunConfig, at: int, done: int = 0, whole: float | None = None) -> dict[str, Any]:
+    """Sizes and FLOPs of a run that began at step `at` and has come to step `done`.
+
+    `whole`: its FLOPs where they are known; the configuration of an objective that is not here does not say them.
+    """
+    counted = {"n_compute": config.counts.n_compute, "tokens": config.trained_tokens, "steps": config.steps}
+    whole = flops_of(config) if whole is None else whole
+    if whole is None:
+        return counted
+    flops = flops_by_step(whole, config.steps, at, done)
+    return counted | {
         "flops": flops.whole,
         "flops_spent": flops.spent,
         "flops_shared": flops.ancestors,
@@ -228,7 +232,7 @@ def end_of(path: Path) -> list[str]:
 
 def seconds_left(runs: Sequence[dict[str, Any]], workers: int) -> float | None:
     """Until all that waits is done, by as many workers as are at work, at the pace of this sweep's own runs."""
-    running = [run for run in runs if run["status"] == "running"]
+    running = [run for run in runs if run["status"] == "running" and run["flops"]]
     if not running:
         return None if any(run["flops_left"] for run in runs) else 0.0
     paces = [run["pace"] for run in runs if "pace" in run]

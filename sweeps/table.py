@@ -1,5 +1,6 @@
 """Run folders -> one tidy pandas table, a row a run. Columns and units: docs/conventions.md. No JAX here."""
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -8,13 +9,14 @@ import pandas as pd
 
 from models.errors import InputError
 from models.sizing import Counts
-from scaling.config import RunConfig
+from scaling.config import ObjectiveConfig, RunConfig
 from scaling.engine.lease import holder
 from scaling.fields import leaves, value_at
 from scaling.folder import read_config, read_json
 from scaling.result import RunResult, read_result, result_of
 from scaling.trust import check_sweep_links
 from sweeps.folder import read_description
+from sweeps.plan import flops_of
 
 # What depends on how a run was executed, if not on when and where: which run it branched from, and what that saved.
 EXECUTED = ("trunk", "branched_at_step", "flops_own", "flops_spent", "flops_ancestors")
@@ -34,10 +36,10 @@ def run_folders(folder: Path) -> list[Path]:
         return [folder / "runs" / run for run in read_description(folder).runs]
     if (folder / "config.json").exists():
         return [folder]
-    found = sorted(p.parent for p in [*folder.glob("*/config.json"), *folder.glob("runs/*/config.json")])
-    if not found:
+    folders = sorted(p.parent for p in [*folder.glob("*/config.json"), *folder.glob("runs/*/config.json")])
+    if not folders:
         raise InputError(f"{folder}: holds no runs (no sweep.json, no config.json); give the folder of a sweep")
-    return found
+    return folders
 
 
 def table(*folders: Path | str) -> pd.DataFrame:
@@ -47,20 +49,25 @@ def table(*folders: Path | str) -> pd.DataFrame:
     `loss` is missing unless finished. `trunk`: the run that made its first steps, itself where it did not branch, so
     runs of one trunk share noise. With what a run was made (`RunResult.where`: commit, device, versions) is a column
     where the runs differ in it. But for these and EXECUTED, nothing depends on when or where a run was trained.
-    Of several folders: `sweep` says which a run is from; a run that is in two is taken where it is finished.
+    Of several folders: `sweep` says which a run is from, by name, or by path where two have one name; a run that is in
+    two is taken where it is finished, else where it diverged. `flops` is missing for a run that has not finished and
+    whose objective is not here.
     Raises InputError, naming the file, for a damaged run folder, or where runs saw two versions of a corpus.
     """
     rows: dict[str, dict] = {}
-    for folder in map(Path, folders):
+    paths = dict.fromkeys(map(Path, folders))
+    names = [path.name for path in paths]
+    for folder in paths:
+        label = str(folder) if names.count(folder.name) > 1 else folder.name
         for path in run_folders(folder):
-            found = row(path)
-            if found is not None and rows.get(found["run"], {}).get("status") != "finished":
-                rows[found["run"]] = found | {"sweep": folder.name}
+            values = row(path)
+            if values is not None and (values["run"] not in rows or rank(values) > rank(rows[values["run"]])):
+                rows[values["run"]] = values | {"sweep": label}
     columns = list(planned_row(RunConfig())) + (["sweep"] if len(folders) > 1 else [])
-    made = [found["where"] for found in rows.values() if found["where"]]
+    made = [values["where"] for values in rows.values() if values["where"]]
     columns += [name for name in {k: None for m in made for k in m} if len({m.get(name) for m in made}) > 1]
-    frame = pd.DataFrame([found["where"] | found for found in rows.values()], columns=columns)
-    trunks = {run: found["trunk"] for run, found in rows.items()}
+    frame = pd.DataFrame([values["where"] | values for values in rows.values()], columns=columns)
+    trunks = {run: values["trunk"] for run, values in rows.items()}
     frame["trunk"] = [first_of(run, trunks) for run in rows]
     for (source, _), runs in frame.groupby(["source", "tokenizer"]):
         versions = runs["corpus"].dropna().unique()
@@ -70,6 +77,11 @@ def table(*folders: Path | str) -> pd.DataFrame:
                 f"({', '.join(versions)}); their losses do not compare; move the older ones away"
             )
     return frame.sort_values(["flops", "run"], kind="stable").reset_index(drop=True)
+
+
+def rank(values: dict) -> int:
+    """Of two rows of one run, the one of the higher rank is taken."""
+    return {"finished": 2, "diverged": 1}.get(values["status"], 0)
 
 
 def row(folder: Path) -> dict | None:
@@ -89,7 +101,9 @@ def row(folder: Path) -> dict | None:
 def planned_row(config: RunConfig) -> dict:
     """What a run's row holds before it is trained: all columns, None where only the result says."""
     unique = min(config.trained_tokens, (config.unique_windows or math.inf) * config.data.seq_len)
-    result = result_columns(result_of(config, None, unique_tokens=unique))
+    flops = flops_of(config)
+    counted = dataclasses.replace(config, objective=ObjectiveConfig()) if flops is None else config
+    result = result_columns(result_of(counted, None, unique_tokens=unique)) | {"run": config.run_id, "flops": flops}
     given = {column: value_at(config, path) for path, column in config_columns().items() if column not in result}
     return {name: value if name in PLANNED else None for name, value in result.items()} | {"status": "waiting"} | given
 

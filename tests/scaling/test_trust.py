@@ -138,6 +138,24 @@ def test_a_sweep_writes_through_no_link_out_of_its_folder(tiny, tmp_path, name):
     assert not list(outside.iterdir())
 
 
+@pytest.mark.parametrize("name", ["worker-0.log", "slurm"])
+def test_status_shows_no_file_that_a_log_leads_to(tiny, tmp_path, name):
+    """Else the reader's own files end up in what they paste into an issue."""
+    outside, sweep = tmp_path / "secret", tmp_path / "sweep"
+    outside.mkdir()
+    (outside / "x.log").write_text(f"run {tiny.run_id}: a secret\n")
+    run = sweep / "runs" / tiny.run_id
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps(tiny.to_dict()))
+    (run / "failed.json").write_text(json.dumps({"reason": "x", "attempts": 1}))
+    (sweep / "logs").mkdir()
+    (sweep / "logs" / name).symlink_to(outside if name == "slurm" else outside / "x.log")
+    assert "secret" not in json.dumps(sweep_status(sweep)["runs"]), "a folder of runs without a sweep.json"
+    (sweep / "sweep.json").write_text(json.dumps({"name": "x", "runs": [tiny.run_id]}))
+    with pytest.raises(InputError, match="a link out of"):
+        sweep_status(sweep)
+
+
 def test_a_link_within_the_folder_is_no_way_out(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "again").symlink_to(tmp_path / "real")

@@ -71,6 +71,18 @@ def test_nothing_vouches_for_two_sizes_with_one_learning_rate(tmp_path):
     assert health(tmp_path)["verdict"].tolist() == ["doubtful", "doubtful"]
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        *("text", None, {}, {"axis": "d_model"}, {"slopes": {"logits": 0.1}}, {"axis": "d_model", "slopes": [0.1]}),
+        *({"axis": "d_model", "slopes": {"logits": slope}} for slope in ("0.1", None, True, 10**400)),
+    ],
+)
+def test_a_coordinate_check_that_is_none_is_one_line(tmp_path, kept):
+    (tmp_path / "coordinates.json").write_text(json.dumps({"standard": kept}))
+    assert coordinates_text(tmp_path).endswith("scaling health DIR --coordinates writes it")
+
+
 @pytest.mark.slow
 def test_the_coordinate_check_of_a_sweep_of_standard_models_says_so(tmp_path):
     for d_model in (16, 32, 64):

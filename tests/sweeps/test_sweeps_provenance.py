@@ -12,7 +12,7 @@ from analysis.runs import read_runs
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling import provenance
-from scaling.config import OptimConfig, RunConfig
+from scaling.config import ObjectiveConfig, OptimConfig, RunConfig
 from scaling.result import result_of
 from sweeps.cli.main import main
 from sweeps.define import Sweep, keep_definition, load_sweep, union
@@ -125,6 +125,32 @@ def test_folders_are_pooled_and_each_run_counts_once(tmp_path):
     result.write_text(result.read_text().replace('"corpus": "c"', '"corpus": "d"'))
     with pytest.raises(InputError, match="2 versions of the corpus"):
         table(a, tmp_path / "c")
+
+
+def test_of_a_run_in_two_folders_the_one_that_diverged_is_taken_before_one_on_its_way(tmp_path):
+    a, b = written(tmp_path / "a", RUNS[:1]), written(tmp_path / "b", RUNS[:1])
+    result = next(a.glob("runs/*/result.json"))
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"status": "diverged", "loss": None}))
+    next(b.glob("runs/*/result.json")).unlink()
+    for frame in (table(a, b), table(b, a)):
+        assert list(frame["status"]) == ["diverged"]
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    """Else pooling finds nothing to compare, and losses on two corpora pass for those of one sweep."""
+    folders = written(tmp_path / "old" / "mine", RUNS[:2]), written(tmp_path / "new" / "mine", RUNS[2:])
+    assert set(table(*folders)["sweep"]) == set(map(str, folders))
+
+
+def test_a_run_of_an_objective_that_is_not_here_is_a_row_like_others(tmp_path):
+    foreign = dataclasses.replace(BASE, objective=ObjectiveConfig(name="theirs"))
+    folder = written(tmp_path / "a", RUNS[:1])
+    (folder / "runs" / foreign.run_id).mkdir()
+    (folder / "runs" / foreign.run_id / "config.json").write_text(json.dumps(foreign.to_dict()))
+    frame = table(folder).set_index("run")
+    assert frame["status"].to_dict() == {RUNS[0].run_id: "finished", foreign.run_id: "unfinished"}
+    assert frame.loc[foreign.run_id, "objective"] == "theirs"
+    assert frame["flops"].isna().tolist() == [False, True]
 
 
 def test_the_table_command_writes_a_csv_that_fit_reads(tmp_path, capsys):

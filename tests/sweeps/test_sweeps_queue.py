@@ -10,7 +10,7 @@ import os
 import pytest
 
 from models.config import ModelConfig
-from scaling.config import RunConfig
+from scaling.config import ObjectiveConfig, RunConfig
 from scaling.engine.lease import Leases, lease
 from scaling.result import result_of
 from sweeps.launch.attempts import ATTEMPTS
@@ -96,6 +96,13 @@ def test_a_parent_outside_the_sweep_counts_where_it_has_finished(tmp_path):
     end(tmp_path, parent)
     write_plan(tmp_path, [unit], "two")
     assert taken(Queue(tmp_path)) == unit.run_id
+
+
+def test_a_run_of_an_objective_that_is_not_here_leaves_the_others_alone(tmp_path):
+    foreign = dataclasses.replace(config(0), objective=ObjectiveConfig(name="theirs"))
+    (tmp_path / "runs").mkdir()
+    write_plan(tmp_path, [Unit(foreign), Unit(config(1))], "launch")
+    assert taken(Queue(tmp_path)) == config(1).run_id
 
 
 class Clock:

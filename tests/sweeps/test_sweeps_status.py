@@ -1,5 +1,6 @@
 """Status: every state is told, FLOPs add up, a planted law is forecast, and no damaged file ends it."""
 
+import dataclasses
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import pytest
 
 from models.config import ModelConfig
 from models.errors import InputError
-from scaling.config import RunConfig
+from scaling.config import ObjectiveConfig, RunConfig
 from scaling.failure import Failure, write_failure
 from scaling.folder import write_atomically
 from scaling.result import result_of
@@ -223,6 +224,27 @@ def test_damaged_files_are_listed_with_a_remedy(tmp_path, held, name, content):
         assert found["status"] == "running"
     elif content != b'{"loss": NaN, "status": "finished"}':
         assert "plan.json is damaged" in text
+
+
+def test_a_run_of_an_objective_that_is_not_here_leaves_the_others_alone(tmp_path, held):
+    """Of a folder of another version: waiting, running and finished ones stand as they are, if without FLOPs."""
+    own, *others = RUNS[:4]
+    foreign = [dataclasses.replace(c, objective=ObjectiveConfig(name="theirs")) for c in others]
+    folder, _ = sweep_folder(tmp_path / "s", [own], planned=False)
+    units = [Unit(config) for config in (own, *foreign)]
+    write_plan(folder, units, "launch")
+    ids = [unit.run_id for unit in units]
+    (folder / "sweep.json").write_text(json.dumps({"name": "mine", "runs": ids}))
+    finish(folder, own)
+    run = begin(folder, foreign[0])
+    (run / "result.json").write_text(json.dumps(result_of(own, 2.0, run=run.name).to_dict()))
+    run = begin(folder, foreign[1])
+    (run / "progress.json").write_text(json.dumps({"step": 5, "tokens_per_second": 1e5, "seconds_left": 9.0}))
+    held.add(run.name)
+    status = sweep_status(folder)
+    assert [run["status"] for run in status["runs"]] == ["finished", "finished", "running", "waiting"]
+    assert "FLOPs of 2 runs are not counted" in status_text(status)
+    json.dumps(status, allow_nan=False)
 
 
 def test_values_of_the_wrong_kind_are_no_end(tmp_path, held):
