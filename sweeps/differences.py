@@ -44,8 +44,8 @@ def difference(a: Path, b: Path) -> dict[str, Any]:
     values = [{c: sorted(set(f[c].dropna()), key=str) for c in columns} | sweep_facts(folder) for f, folder in sides]
     results = []
     for run in both:
-        one, other = ({c: v for c, v in frame.loc[run].items() if c not in columns} for frame in frames)
-        results += [{"run": run} | row for row in differing(one, other)]
+        other_columns = [{c: v for c, v in frame.loc[run].items() if c not in columns} for frame in frames]
+        results += [{"run": run} | row for row in differing(*other_columns)]
     return {
         "kind": "sweeps",
         "rows": differing(*values),

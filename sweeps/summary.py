@@ -33,13 +33,15 @@ def describe(folder: Path) -> dict[str, Any]:
         "flops_wanted": 0.0,  # had every run been trained from its beginning
         "runs": len(folders),
         "finished": 0,
+        "where": {},  # the distinct values of each, in the order of the runs
     }
     for run in folders:
         if (result := read_result(run)) is not None:
             facts["flops_wanted"] += result.flops
             facts["flops"] += result.flops_spent
             facts["finished"] += result.finished
-            facts["where"] = result.where
+            for name, value in result.where.items():
+                facts["where"].setdefault(name, {})[value] = None
     return facts
 
 
@@ -57,11 +59,16 @@ def report(
     checks = [check for source in tuning for check in (health_line(tuning[source]), coordinates_text(source)) if check]
     facts = {key: sum(sweep[key] for sweep in sweeps) for key in ("flops", "flops_wanted", "runs", "finished")}
     launches = [sweep["seconds"] for sweep in sweeps if sweep["seconds"] is not None]
-    facts |= {"seconds": sum(launches) if launches else None, "where": sweeps[-1].get("where") if sweeps else None}
+    where: dict[str, dict] = {}
+    for sweep in sweeps:
+        for key, values in sweep["where"].items():
+            where.setdefault(key, {}).update(values)
+    facts |= {"seconds": sum(launches) if launches else None, "where": where}
     stated = checklist(findings, facts) | ({"tuning": "; ".join(checks)} if checks else {})
-    path = write_report(findings, inside(out, "report.html"), f"Scaling study: {name}", stated, checks)
+    figures = figures_of(findings.runs, findings.fit)
+    path = write_report(findings, inside(out, "report.html"), f"Scaling study: {name}", stated, checks, figures)
     seconds = None if facts["seconds"] is None else round(facts["seconds"] + time.monotonic() - started, 1)
-    for figure, drawn in figures_of(findings.runs, findings.fit).items():
+    for figure, drawn in figures.items():
         write_bytes(inside(out, "figures", f"{figure}.png"), to_png(drawn))
     flops = {"flops": facts["flops"], "flops_spent": facts["flops"], "flops_wanted": facts["flops_wanted"]}
     summary = {"name": name, "seconds": seconds, **(flops if sweeps else {}), **findings.to_json()}
@@ -90,8 +97,9 @@ def checklist(findings: Findings, facts: dict[str, Any]) -> dict[str, str]:
         """The parts that the table has a column for; {} stands for its values."""
         return ", ".join(text.format(values(column)) for column, text in parts.items() if values(column))
 
-    where = facts.get("where") or {}
-    code = where.get("commit", "an unknown commit")
+    commit, jax, device = (
+        ", ".join(map(str, facts["where"].get(key, ["unknown"]))) for key in ("commit", "jax", "device")
+    )
     answers = {
         "models": stated({"d_model": "width {}", "n_layers": "depth {}", "n_heads": "heads {}"}),
         "data": stated({"source": "{}; validation on documents never trained on", "seq_len": "{} tokens a window"}),
@@ -111,7 +119,7 @@ def checklist(findings: Findings, facts: dict[str, Any]) -> dict[str, str]:
     if facts["runs"]:
         clock = "" if facts["seconds"] is None else f", {duration(facts['seconds'])} of wall clock"
         answers |= {
-            "code": f"scaling-laws at {code}, jax {where.get('jax')}, {where.get('device')}, {values('dtype')}",
+            "code": f"scaling-laws at commit {commit}, jax {jax}, {device}, {values('dtype')}",
             "flops": "matrix product by matrix product, causal attention, backward = 2x forward",
             "checkpoints": "the loss after the last step of each run",
             "cost": f"{facts['flops']:.4g} FLOPs{clock}",

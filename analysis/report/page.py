@@ -64,12 +64,13 @@ def text_report(findings: Findings) -> str:
 
 
 def write_report(
-    findings: Findings, path, title: str, facts: Mapping | None = None, checks: Sequence[str] = ()
+    findings: Findings, path, title: str, facts: Mapping | None = None, checks: Sequence[str] = (), figures=None
 ) -> Path:
     """Writes the page, figures included, so that the file can be sent alone.
 
     facts: what the runs' maker knows and the table does not, by checklist item ("data", "tokenizer", "hyperparameters",
     "code", ...); items of other names are listed too. checks: what else a reader should know before believing it.
+    figures: those of `figures_of`, where they are drawn already.
     """
     held = _held_rows(findings)
     heads = ("N", "D", "FLOPs", "predicted", "90 % interval", "measured", "error")
@@ -77,7 +78,7 @@ def write_report(
         f"<h1>{_escaped(title)}</h1><p class=lead>{_escaped(_lead(findings))}.</p>",
         "<h2>Before you believe it</h2>" + _html_list((*findings.doubts, *_notes(findings), *checks)),
         "<h2>Held-out runs</h2>" + _html_table(heads, held) if held else "",
-        _figures_section(findings),
+        _figures_section(figures_of(findings.runs, findings.fit) if figures is None else figures),
         _laws_section(findings),
         _sensitivity_section(findings),
         "<h2>Checklist</h2>" + _html_table(("", "item", "answer"), _checklist(findings, facts or {})),
@@ -118,13 +119,12 @@ def _lead(findings: Findings) -> str:
     )
 
 
-def _figures_section(findings: Findings) -> str:
+def _figures_section(figures: Mapping) -> str:
     captions = {
         "predicted": "predicted against measured loss",
         "compute": "loss against compute with the compute-optimal frontier",
         "tokens": "loss against tokens for each N",
     }
-    figures = figures_of(findings.runs, findings.fit)
     pictures = {name: base64.b64encode(to_svg(figures[name]).encode()).decode() for name in captions}
     return "".join(
         f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{pictures[name]}"></figure>'

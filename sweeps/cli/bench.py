@@ -20,7 +20,7 @@ def cmd_bench(argv: list[str]) -> int:
     parser.add_argument(
         "--preset", choices=["cpu", "gpu", "all"], help="train: shapes (default: cpu, or gpu where one is)"
     )
-    parser.add_argument("--seconds", type=number, default=5.0, help="train: time for each row (default: 5)")
+    parser.add_argument("--seconds", type=number, help="train: time for each row (default: 5)")
     parser.add_argument(
         "--profile",
         type=Path,
@@ -31,17 +31,18 @@ def cmd_bench(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    positive("--seconds", args.seconds)
+    seconds = 5.0 if args.seconds is None else args.seconds
+    positive("--seconds", seconds)
 
     if args.what == "train":
         from scaling.bench import train as training
 
         preset = args.preset or ("gpu" if training.accelerator() else "cpu")
-        rows = training.bench(preset, args.seconds, args.profile)
+        rows = training.bench(preset, seconds, args.profile)
         print(json.dumps(rows, indent=1, allow_nan=False) if args.json else train_text(rows))
         return 0
-    if args.preset or args.profile:
-        fail("--preset and --profile are for bench train")
+    if args.preset or args.profile or args.seconds is not None:
+        fail("--preset, --seconds and --profile are for bench train")
     if args.what == "run":
         from scaling.bench.overhead import bench_overhead
 
@@ -92,8 +93,8 @@ def train_text(rows: list[dict[str, Any]]) -> str:
         )
     peaks: dict[str, float] = {}
     for r in rows:
-        one = r["peak_gflops"] / r["processes"]
-        peaks[r["peak_from"]] = max(peaks.get(r["peak_from"], 0.0), one)
+        of_process = r["peak_gflops"] / r["processes"]
+        peaks[r["peak_from"]] = max(peaks.get(r["peak_from"], 0.0), of_process)
     peak = "; ".join(f"{rate:,.0f} GFLOP/s ({source})" for source, rate in peaks.items())
     return f"{text_table(lines)}\n{rows[0]['device']}, jax {rows[0]['jax']}; peak of a process, at most: {peak}"
 

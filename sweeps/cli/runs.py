@@ -1,4 +1,4 @@
-"""Commands that show finished runs: table, diff."""
+"""Commands that show runs: table, diff."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ def cmd_table(argv: list[str]) -> int:
     parser = command(
         "table",
         "scaling table runs/quickstart --csv quickstart.csv",
-        "The runs of one or more folders, pooled. On the terminal the columns in which they differ; in the CSV all.",
+        "The begun runs of one or more folders, pooled. On the terminal columns in which they differ; in the CSV all.",
     )
     parser.add_argument("folders", type=Path, metavar="DIR", nargs="+", help="a sweep, a folder of runs, or a run")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write every column there (docs/conventions.md)")

@@ -41,6 +41,8 @@ def cmd_sweep(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.json and not args.dry_run:
         fail("--json is for --dry-run; of a launched sweep: scaling status DIR --json")
+    if args.wait and args.on != "slurm":
+        fail(f"--wait is for --on slurm; --on {args.on} follows the sweep to its end by itself")
 
     from scaling.engine.tracking import check_sinks
     from scaling.execution import Execution

@@ -77,6 +77,8 @@ def cmd_health(argv: list[str]) -> int:
             fail(f"--coordinates trains the models of a sweep's folder; {args.source} is a table")
         print_lines(checks.health_text(checks.health(runs_to_judge(args))))
         return 0
+    if args.allow_hook and not args.coordinates:
+        fail("--allow-hook is for --coordinates; without it nothing is imported or called")
     from sweeps.health import coordinates, coordinates_text, health
 
     refuse_columns(args)

@@ -7,6 +7,7 @@ where a file is missing, the run itself is looked at.
 """
 
 import contextlib
+import errno
 import os
 import time
 import zlib
@@ -24,6 +25,8 @@ from sweeps.launch.attempts import Attempts
 from sweeps.plan import Unit, by_group, read_plan, sources, steps_in
 
 SHORTEST, LONGEST = 0.5, 10.0  # seconds between two looks at what could not be taken
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}  # of a network file system, which may be away for a moment
+PATIENCE = 60.0  # seconds that such an error lasts before it counts as an attempt at a run
 LOOKS = 10  # in the time that something has been waited for, between these bounds
 NOTHING, LATER = -1, -2
 HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes
@@ -41,6 +44,7 @@ class Queue:
         self.numbers: dict[RunConfig, int] = {}  # of programs
         self.compiled: set[int] = set()  # programs that this worker has ready
         self.refusals: list[tuple[str, Failure]] = []  # runs found not to be trainable, not reported yet
+        self.troubled: dict[str, float] = {}  # runs whose folder could not be used at the last look: since when
         self.idle_since: float | None = None
         self.read = plan_state(folder)  # the state of the plan last read here
         self.follow(*read_plan(folder))
@@ -181,10 +185,14 @@ class Queue:
                     return None
             held = stack.enter_context(lease(folder, leases=leases, memory=memory))
         except Busy:
+            self.troubled.pop(run, None)
             return None
         except OSError as error:  # this run's folder is at fault, or the disk: the others may still be trained
-            self.refuse(run, f"its folder cannot be used: {error}", final=False)
+            since = self.troubled.setdefault(run, self.clock())
+            if error.errno not in PASSING or self.clock() - since >= PATIENCE:
+                self.refuse(run, f"its folder cannot be used: {error}", final=False)
             return None
+        self.troubled.pop(run, None)
         return None if self.is_over(run) else held  # by another, before it let go
 
     def peers(self, unit: Unit, stack: contextlib.ExitStack, leases: Leases) -> list[tuple[Unit, Held]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.engine.hosts import ending_with
+from scaling.engine.lease import holder
 from scaling.exit_codes import BAD_INPUT, DONE, PREEMPTED
 from scaling.failure import Failure
 from scaling.trust import open_log
@@ -177,6 +178,8 @@ class Supervisor:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         if code not in (DONE, BAD_INPUT) and self.asked is None:
             for run, began in child.runs.items():
+                if holder(self.folder / "runs" / run):  # another worker has taken it over and counts its own attempt
+                    continue
                 attempts = Attempts(self.folder / "runs", began["launch"])
                 self.lost(run, attempts.add(run, f"its worker died with {how}", began["attempts"]))
             if self.again and self.in_vain[child.place] < ATTEMPTS:

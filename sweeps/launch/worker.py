@@ -26,6 +26,7 @@ from scaling.engine.lease import Busy, Held, Leases
 from scaling.execution import Execution
 from scaling.exit_codes import PREEMPTED
 from scaling.failure import Failure
+from scaling.folder import holds_only
 from scaling.result import RunResult
 from scaling.trust import check_hook, check_sweep_links
 from sweeps.folder import read_execution, restore_config
@@ -79,8 +80,7 @@ def work(
     `hooks`: those that a run may name. Events said: begin, note, progress, done, preempted, failed; each with `run`. Of
     several hosts that train together, the first chooses and the others follow.
     """
-    from scaling.engine.hosts import agree
-    from scaling.engine.loop import first_host
+    from scaling.engine.hosts import agree, first_host
 
     queue, leases = Queue(folder), Leases()
     while True:
@@ -180,10 +180,13 @@ def trained(
 
     members = []
     for unit, held in team:
-        if held is not None:  # the first host
-            restore_config(queue.folder_of(unit.run_id), unit.config)
+        folder = queue.folder_of(unit.run_id)
+        if held is not None and not holds_only(
+            folder, "failed.json"
+        ):  # the first host; a fresh run's is not written yet
+            restore_config(folder, unit.config)
         sharing = Sharing(unit.saves, tuple(queue.sources(unit)))
-        members.append(Member(unit.config, queue.folder_of(unit.run_id), sharing, held))
+        members.append(Member(unit.config, folder, sharing, held))
     if len(members) > 1:
         return train_swarm(members, execution, stop, note, progress)
     (member,) = members

@@ -28,10 +28,10 @@ def base(dial: float = 1) -> RunConfig:
 
 def models(n: Sequence[float], dial: float = 1) -> list[ModelConfig]:
     """The rung nearest to each n_compute of `n` times sqrt(dial). Raises InputError where two of them fall together."""
-    found = [rung(size * math.sqrt(dial)) for size in n]
-    if len(set(found)) < len(found):
+    rungs = [rung(size * math.sqrt(dial)) for size in n]
+    if len(set(rungs)) < len(rungs):
         raise InputError(f"dial = {dial:g}: two sizes of the sweep become one model; take another dial")
-    return found
+    return rungs
 
 
 def horizons(tokens: Sequence[float], dial: float = 1) -> list[int]:

@@ -66,11 +66,11 @@ def critical_batch(frame: pd.DataFrame, target: float | None = None) -> str:
         raise InputError(f"target loss {target:.4f}: {len(steps)} batch sizes reach it, 4 needed; give another")
     # S_min (1 + B_crit / B) is the shifted power law b (1/x + g)^c at c = 1: S_min = b g, B_crit = 1/g.
     runs = read_runs(steps, inputs={"x": "batch"}, loss_column="steps")
-    one = bootstrap(fit(runs, "shifted", fixed={"c": 1.0}), runs)
-    low, high = one.intervals["g"]
+    fitted = bootstrap(fit(runs, "shifted", fixed={"c": 1.0}), runs)
+    low, high = fitted.intervals["g"]
     lines = [f"to a loss of {target:.4f} nats/token:", steps.to_string(index=False, float_format="%.0f")]
-    lines.append(f"S_min = {one.params['b'] * one.params['g']:.4g} steps")
-    lines.append(f"B_crit = {1 / one.params['g']:.4g} tokens, 90 % interval [{1 / high:.4g}, {1 / low:.4g}]")
+    lines.append(f"S_min = {fitted.params['b'] * fitted.params['g']:.4g} steps")
+    lines.append(f"B_crit = {1 / fitted.params['g']:.4g} tokens, 90 % interval [{1 / high:.4g}, {1 / low:.4g}]")
     return "\n".join(lines)
 
 

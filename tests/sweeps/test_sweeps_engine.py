@@ -12,6 +12,7 @@ import pytest
 from engine_sweeps import real_sweep, starts, stub, stub_sweep, wait_for
 
 from scaling.config import RunConfig
+from scaling.engine.lease import lease
 from scaling.result import result_of
 from sweeps.launch.attempts import ATTEMPTS
 from sweeps.launch.engine import follow, standing
@@ -52,6 +53,17 @@ def test_a_run_that_kills_its_workers_is_given_up(corpus, tmp_path):
     assert [(lost, failure.attempts) for lost, failure in losses] == [(run, n) for n in range(2, ATTEMPTS + 1)]
     assert losses[-1][1].final
     assert "signal 9" in standing(folder).failed[run]
+
+
+def test_a_death_is_not_held_against_a_run_that_another_trains_by_then(corpus, tmp_path):
+    """Else a record of failure, perhaps the last, stands beside a run that is well under way."""
+    folder = tmp_path / "sweep"
+    real_sweep(corpus, folder, sizes=(8,))
+    run, losses = folder / "runs" / Queue(folder).units[0].run_id, []
+    with lease(run):
+        supervise(folder, "-c", KILLED, str(folder), again=False, lost=lambda *loss: losses.append(loss)).run()
+        assert not (run / "failed.json").exists()
+    assert not losses
 
 
 @pytest.mark.parametrize(("code", "times"), [(0, 1), (2, 1), (1, ATTEMPTS), (75, ATTEMPTS)])

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from scaling.result import result_of
 from sweeps.cli.main import main
 from sweeps.define import Sweep, keep_definition, load_sweep, union
 from sweeps.differences import difference, difference_text
+from sweeps.summary import checklist, describe
 from sweeps.table import EXECUTED, table
 
 BASE = RunConfig(model=ModelConfig(d_model=16, n_layers=1, n_heads=2), tokens=20_000)
@@ -151,6 +153,17 @@ def test_a_run_of_an_objective_that_is_not_here_is_a_row_like_others(tmp_path):
     assert frame["status"].to_dict() == {RUNS[0].run_id: "finished", foreign.run_id: "unfinished"}
     assert frame.loc[foreign.run_id, "objective"] == "theirs"
     assert frame["flops"].isna().tolist() == [False, True]
+
+
+def test_the_checklist_names_every_commit(tmp_path):
+    """Else all runs pass for those of the commit that the last of them was made with."""
+    first, later = written(tmp_path / "a", RUNS[:1]), WHERE | {"commit": "fedcba987654"}
+    written(first, RUNS[1:], where=later)
+    findings = SimpleNamespace(runs=SimpleNamespace(frame=table(first)))
+    code = checklist(findings, describe(first))["code"]
+    assert WHERE["commit"] in code
+    assert later["commit"] in code
+    assert code.count(WHERE["jax"]) == 1
 
 
 def test_the_table_command_writes_a_csv_that_fit_reads(tmp_path, capsys):

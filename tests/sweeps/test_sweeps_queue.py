@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from scaling.config import ObjectiveConfig, RunConfig
 from scaling.engine.lease import Leases, lease
 from scaling.result import result_of
 from sweeps.launch.attempts import ATTEMPTS
-from sweeps.launch.queue import LATER, LONGEST, NOTHING, Queue, mark
+from sweeps.launch.queue import LATER, LONGEST, NOTHING, PATIENCE, Queue, mark
 from sweeps.plan import Unit, write_plan
 
 BASE = RunConfig(model=ModelConfig(d_model=16, n_layers=1, n_heads=1))
@@ -198,6 +199,30 @@ def test_a_folder_that_cannot_be_used_is_given_up_after_some_tries(tmp_path):
     assert "its folder cannot be used" in refusal[1].reason
     end(tmp_path, free)
     assert taken(queue) == NOTHING
+
+
+def test_a_file_system_that_is_away_for_a_moment_costs_no_run(tmp_path, monkeypatch):
+    """Else a pause of a second in which each worker looks three times gives up the most expensive run."""
+    clock = Clock()
+    _, (run,) = chain(tmp_path, ())
+    queue = Queue(tmp_path, clock)
+
+    def away(*args, **options):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sweeps.launch.queue.lease", away)
+        while clock.now < PATIENCE / 2:
+            assert taken(queue) == LATER
+            clock.now += queue.pause()
+    clock.now += LONGEST
+    assert taken(queue) == run
+    monkeypatch.setattr("sweeps.launch.queue.lease", away)
+    for _ in range(20):  # and one that stays away does not keep the worker for ever
+        chosen = taken(queue)
+        clock.now += LONGEST
+    assert chosen == NOTHING
+    assert "Stale file handle" in queue.refusals[0][1].reason
 
 
 @pytest.mark.parametrize("number", ["000001", "999999"])
