@@ -248,8 +248,8 @@ def check_fits(config: RunConfig, store: Any) -> None:
     available = (config.unique_windows or held // T) * T
     if config.trained_tokens > available and not config.data.repeat:
         limit = " by data.unique_tokens" if config.unique_windows else ""
-        one = f" (a step of batch_size x seq_len is {config.tokens_per_step:,})"
-        as_steps = one if config.tokens_per_step > config.tokens else ""
+        step = f" (a step of batch_size x seq_len is {config.tokens_per_step:,})"
+        as_steps = step if config.tokens_per_step > config.tokens else ""
         raise InputError(
             f"tokens = {config.tokens}{as_steps}: the corpus {config.data.source!r} holds {available:,} training "
             f"tokens{limit}; "

@@ -86,21 +86,21 @@ def from_plain(kind: Any, value: Any, path: str = "") -> Any:
 @functools.cache
 def leaves(kind: type, path: str = "") -> dict[str, Any]:
     """The dotted path of every field that is no dataclass itself, at any depth, with its annotation."""
-    found: dict[str, Any] = {}
+    by_path: dict[str, Any] = {}
     for name, (_, inner) in fields_of(kind).items():
         part = part_of(inner)
-        found |= leaves(part, joined(path, name)) if part else {joined(path, name): inner}
-    return found
+        by_path |= leaves(part, joined(path, name)) if part else {joined(path, name): inner}
+    return by_path
 
 
 @functools.cache
 def parts(kind: type, path: str = "") -> dict[str, type]:
     """The dotted path of every field that is a dataclass, at any depth, with its annotation."""
-    found: dict[str, Any] = {}
+    by_path: dict[str, Any] = {}
     for name, (_, inner) in fields_of(kind).items():
         if part := part_of(inner):
-            found |= {joined(path, name): inner} | parts(part, joined(path, name))
-    return found
+            by_path |= {joined(path, name): inner} | parts(part, joined(path, name))
+    return by_path
 
 
 def part_of(kind: Any) -> type | None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def set_aside(path: Path) -> Path:
-    """Renames what is damaged to damaged-NAME beside it, in place of what lay there before, and gives the new path."""
-    aside = path.with_name(f"damaged-{path.name}")
-    if aside.is_dir() and not aside.is_symlink():
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        aside.unlink(missing_ok=True)
-    return path.rename(aside)
+def set_aside(path: Path) -> None:
+    """Renames what is damaged, where it is there, to damaged-NAME-... beside it, a name that nothing has yet."""
+    if os.path.lexists(path):
+        path.rename(path.with_name(f"damaged-{path.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,11 +16,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 @functools.cache
 def software() -> dict[str, str]:
     """commit, lock (first digits of the SHA-256 of requirements.lock, where there is one), python, and PACKAGES."""
-    found = {"commit": commit()}
+    source = {"commit": commit()}
     if (ROOT / "requirements.lock").is_file():
-        found["lock"] = digest((ROOT / "requirements.lock").read_bytes())
+        source["lock"] = digest((ROOT / "requirements.lock").read_bytes())
     versions = {package: version(package) for package in PACKAGES}
-    return found | {"python": platform.python_version()} | {k: v for k, v in versions.items() if v}
+    return source | {"python": platform.python_version()} | {k: v for k, v in versions.items() if v}
 
 
 def commit() -> str:

@@ -44,7 +44,7 @@ class RunResult:
     n_compute: int
     n_total: int
     flops: float  #: training FLOPs of the whole run from its beginning
-    valid_tokens: int  #: tokens that the loss is a mean over
+    valid_tokens: int  #: tokens that the loss is a mean over: those that the objective counts
     corpus: str  #: key of the token store
     flops_validation: float = field(
         default=0.0, metadata=ADDED

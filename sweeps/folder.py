@@ -4,15 +4,13 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.errors import InputError
 from scaling.config import RunConfig, canonical_json
 from scaling.execution import Execution
-from scaling.folder import read_json, write_atomically
+from scaling.folder import read_json, set_aside, write_atomically
 from scaling.trust import check_run_id
 
 AGAIN = "launch the sweep again, which writes it anew"
@@ -92,12 +90,6 @@ def restore_config(run: Path, config: RunConfig) -> None:
     if lacks_config(run):
         set_aside(run / "config.json")
         write_atomically(run / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
-
-
-def set_aside(path: Path) -> None:
-    """Renames what cannot be used, and can be made again, to damaged-NAME-..., where it is there."""
-    if os.path.lexists(path):
-        path.rename(path.with_name(f"damaged-{path.name}-{uuid.uuid4().hex[:8]}"))
 
 
 @dataclass

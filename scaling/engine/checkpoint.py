@@ -153,8 +153,8 @@ class Checkpointer:
         expected = (metadata.get("custom_metadata") or {}).get("digest")
         if expected is None:  # written before there were digests
             return jax.block_until_ready(state)
-        found = digests(state)
-        if wrong := sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name)):
+        actual = digests(state)
+        if wrong := sorted(name for name in expected.keys() | actual if expected.get(name) != actual.get(name)):
             raise ValueError(f"content of {wrong[0]} is not what was saved")
         return state
 

@@ -17,7 +17,7 @@ import pandas as pd
 from models.config import ModelConfig
 from models.errors import InputError
 from models.transformer import Params, Transformer
-from scaling.config import RunConfig
+from scaling.config import ObjectiveConfig, RunConfig
 from scaling.engine.program import CHUNK_STEPS, program_for
 from scaling.engine.sharding import batch_sharding, make_mesh
 from scaling.execution import Execution
@@ -51,8 +51,10 @@ def changes_over(configs: Sequence[RunConfig], steps: int = STEPS) -> pd.DataFra
 def change(config: RunConfig, steps: int = STEPS) -> dict[str, float]:
     """RMS change of every activation after `steps` steps of the run's own optimiser at its peak learning rate.
 
-    The tokens are random, the same for every model of one vocabulary: no corpus is needed.
+    The tokens are random, the same for every model of one vocabulary, and the next one is what is learnt, whatever the
+    run's objective: no corpus is needed.
     """
+    config = dataclasses.replace(config, objective=ObjectiveConfig())
     mesh = make_mesh()
     program = program_for(config, Execution(layers="scanned"), mesh)  # compiles as fast at any depth
     tokens_XBU = topics(config.model.vocab_size, (CHUNK_STEPS, config.batch_size, config.data.seq_len + 1))

@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.errors import InputError
-from scaling.config import RunConfig
+from scaling.config import DataConfig, RunConfig
 from scaling.data.batches import columns, cut, train_starts, valid_starts
 from scaling.data.store import TokenStore
 from scaling.engine.program import CHUNK_STEPS, objective_of, validation_windows
@@ -38,14 +39,28 @@ def feed(config: RunConfig, store: TokenStore) -> Feed:
     """Raises InputError where the corpus does not have what the objective wants."""
     objective, starts = objective_of(config), valid_starts(config, store)
     columns(store, objective, "train")
-    part, T = columns(store, objective, "valid"), config.data.seq_len
-    counted = sum(objective.counted(cut(part, starts[at : at + 1024], T)) for at in range(0, len(starts), 1024))
-    if not counted:
+    losses = counted(store, objective, replace(config.data, seed=0))
+    if not losses:
         raise InputError(
             f"data.valid_fraction = {config.data.valid_fraction}: nothing that the objective counts is in the "
-            f"{len(starts) * T:,} tokens that are validated on; take a larger part, or a larger corpus"
+            f"{len(starts) * config.data.seq_len:,} tokens that are validated on; take a larger part or corpus"
         )
-    return Feed(config, store, objective, learning_rates(config), weight_decays(config), starts, counted)
+    return Feed(config, store, objective, learning_rates(config), weight_decays(config), starts, losses)
+
+
+@functools.lru_cache(maxsize=8)
+def counted(store: TokenStore, objective: Objective, data: DataConfig) -> float:
+    """How many losses the objective counts in the windows that runs on `data` validate on."""
+    starts, part, T = valid_starts(RunConfig(data=data), store), columns(store, objective, "valid"), data.seq_len
+    return sum(objective.counted(cut(part, starts[at : at + 1024], T)) for at in range(0, len(starts), 1024))
+
+
+def example_window(config: RunConfig, objective: Objective) -> dict[str, np.ndarray]:
+    """What a batch holds of one window, [1, ...], made of no corpus: for its shapes and types."""
+    T, vocab = config.data.seq_len, config.model.vocab_size
+    tokens = np.arange(max(vocab, T + 1)) % vocab
+    store = SimpleNamespace(vocab_size=vocab, source=config.data.source)
+    return cut({"tokens_BU": tokens, **objective.columns(tokens, store)}, np.zeros(1, int), T)
 
 
 def inputs(feed: Feed, mesh: Mesh, step: int, n: int) -> tuple[Any, np.ndarray, np.ndarray]:

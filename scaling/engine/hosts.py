@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from models.errors import InputError
+from scaling.engine.lease import Busy, Lost
 from scaling.exit_codes import BAD_INPUT, DONE, FAILED, PREEMPTED
 from scaling.failure import Failure, write_failure
 from scaling.trust import open_log
@@ -33,6 +34,8 @@ signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 os.environ["{PARENT}"] = sys.argv[1]
 os.execvp(sys.argv[2], sys.argv[2:])
 """
+KINDS = (Lost, Busy, InputError, OSError, Exception)  # of errors, that hosts can tell each other: the first that fits
+LONGEST = 500  # bytes of their message
 SUPERVISED = "SCALING_SUPERVISED"  # set in the process that trains: the file in which it notes that it has joined
 
 
@@ -110,6 +113,24 @@ def agree(*values: int) -> np.ndarray:
 
     # float64 would be cut to float32: whole numbers below 2^24 survive that as well
     return np.asarray(multihost_utils.process_allgather(own.astype(np.int32))).astype(np.int64)
+
+
+def by_first_host(work: Callable[[], None]) -> None:
+    """`work`, which no other host does. What it raises there, all hosts raise: one that went on would wait for ever in
+    what all do together.
+    """
+    error = None
+    if first_host():
+        try:
+            work()
+        except Exception as raised:
+            error = raised
+    text = str(error).encode()[:LONGEST] if error else b""
+    of_kinds = [i for i, kind in enumerate(KINDS) if isinstance(error, kind)]
+    failed, kind, length = (int(x) for x in agree(error is not None, *of_kinds[:1] or [0], len(text))[0])
+    if failed:
+        text = bytes(agree(*text.ljust(length))[0, :length].tolist()) if length else b""
+        raise error or KINDS[kind](text.decode(errors="replace"))
 
 
 def supervise(command: Sequence[str], name: str, folder: Path) -> int:

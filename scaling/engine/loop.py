@@ -7,7 +7,7 @@ the compiled program, each host reads its own part of a batch, and process 0 wri
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from models.errors import InputError
 from scaling.config import RunConfig, canonical_json, check_fits
 from scaling.data.store import TokenStore, open_store
 from scaling.engine.feed import Feed, feed, inputs, spread, validation_batches
-from scaling.engine.hosts import agree, first_host
+from scaling.engine.hosts import agree, by_first_host, first_host
 from scaling.engine.lease import Busy, Held, lease
 from scaling.engine.memory import check_memory, device_limit
 from scaling.engine.optim import make_direction
@@ -62,11 +62,15 @@ def train(
     execution = execution or Execution()
     mesh = make_mesh(execution.mesh)
     source = check(config, folder, execution, mesh)
-    holding = lease(folder, report=report) if first_host() and held is None else nullcontext(held)
-    with holding as held:
-        if first_host():
+    with ExitStack() as stack:
+
+        def get_ready() -> None:
+            nonlocal held
+            if held is None:
+                held = stack.enter_context(lease(folder, report=report))
             begin(config, folder, source.store, report)
-        agree(0)  # the others go on once the folder is ready
+
+        by_first_host(get_ready)
         result = read_result(folder)
         if agree(result is not None)[0, 0]:
             while result is None:  # a file server shows it to this host a little later
@@ -108,18 +112,23 @@ def begin(config: RunConfig, folder: Path, store: TokenStore, report: Callable[[
 
 
 def check_corpus(folder: Path, store: TokenStore, report: Callable[[str], None]) -> None:
-    """Pins the run to the corpus it began with. Raises InputError where a newer version of it is installed."""
+    """Pins the run to the corpus it began with. Raises InputError where a newer version of it is installed.
+
+    Where the file is damaged, nobody knows that corpus: the states of a run that is not over are set aside with it.
+    """
     path = folder / "corpus.json"
     there = None
-    try:
-        there = read_json(path).get("corpus") if path.exists() else None
-        damaged = path.exists() and not isinstance(there, str)
-    except InputError:
-        damaged = True
-    if damaged:
-        set_aside(path)
-        report(f"{path.name} was damaged and is set aside; it is made again for the corpus of today")
-    if there is None or damaged:
+    if path.exists():
+        with suppress(InputError):
+            there = read_json(path).get("corpus")
+        if not isinstance(there, str):
+            there = None
+            if not (folder / "result.json").exists():
+                for name in ("checkpoints", BRANCHES):
+                    set_aside(folder / name)
+            set_aside(path)
+            report(f"{path.name} was damaged and is set aside, with the states of the run; it begins anew")
+    if there is None:
         write_atomically(path, canonical_json({"corpus": store.key}))
     elif there != store.key:
         raise InputError(f"{folder}: was begun on corpus {there}, now {store.key}; move the folder away to begin anew")

@@ -14,11 +14,13 @@ from jax.sharding import AbstractMesh, Mesh
 from models.errors import InputError
 from models.sizing import counts, shape, training_bytes
 from scaling.config import RunConfig
+from scaling.engine.feed import example_window
 from scaling.engine.program import (
     CHUNK_STEPS,
     VALIDATION_TOKENS,
     abstract_state,
     logit_chunks,
+    objective_of,
     program_for,
     validation_windows,
 )
@@ -167,12 +169,15 @@ def xla_report(config: RunConfig, execution: Execution, mesh: Mesh) -> dict[str,
     of tokens), temporaries, and their sum, in bytes.
     """
     program = program_for(config, execution, mesh)
-    tokens = jax.ShapeDtypeStruct(
-        (CHUNK_STEPS, config.batch_size, config.data.seq_len + 1), np.int32, sharding=batch_sharding(mesh, axis=1)
-    )
+    objective, place = objective_of(config), batch_sharding(mesh, axis=1)
+    batch_X = {
+        name: jax.ShapeDtypeStruct((CHUNK_STEPS, config.batch_size, *x.shape[1:]), x.dtype, sharding=place)
+        for name, x in example_window(config, objective).items()
+    }
+    key = {"seed": np.uint32(0), "first": np.int32(0)} if objective.random else {}
     scalars = jax.ShapeDtypeStruct((CHUNK_STEPS,), np.float32)
     began = time.perf_counter()
-    data = {"batch_X": {"tokens_BU": tokens}}
+    data = {"batch_X": batch_X, **key}
     done = program.steps.lower(program.abstract_state, {}, data, scalars, scalars, 1).compile()
     seconds = time.perf_counter() - began
     needs = done.memory_analysis()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from scaling.config import canonical_json
 from scaling.data.batches import validation_flops
 from scaling.engine.feed import Feed
-from scaling.engine.hosts import agree, first_host
+from scaling.engine.hosts import by_first_host, first_host
 from scaling.engine.lease import Held
 from scaling.engine.tracking import Sinks
 from scaling.folder import write_atomically
@@ -40,8 +40,7 @@ class Recorder:
 
     def check_held(self) -> None:
         """Raises Lost where another process took the run over: this one was paused for longer than a lease lives."""
-        if self.held is not None:
-            self.held.check()
+        by_first_host(lambda: self.held and self.held.check())
 
     def steps(self, first: int, metrics: dict[str, np.ndarray]) -> int:
         """Notes the metrics of the steps from `first` on; the step at which one is not finite, or 0."""
@@ -58,8 +57,7 @@ class Recorder:
     def write_curve(self) -> None:
         """Before a state is saved: whoever continues from it reads the curve up to it."""
         self.check_held()
-        if first_host():
-            self.curve.write()
+        by_first_host(self.curve.write)
 
     def write_progress(self, seconds_per_step: float) -> None:
         if not first_host():
@@ -82,7 +80,6 @@ class Recorder:
     ) -> RunResult:
         """Writes the curve, then result.json, last and atomically: only then is the run over. No loss: it diverged."""
         config, store, T = self.feed.config, self.feed.store, self.feed.config.data.seq_len
-        valid_tokens = len(self.feed.valid_starts) * T
         validations = sum(step > branch.get("at", 0) for step in self.curve.valid_loss)
         result = result_of(
             config,
@@ -90,8 +87,8 @@ class Recorder:
             bits_per_byte=None if loss is None else store.bits_per_byte(loss),
             train_loss=self.curve.recent_loss(),
             unique_tokens=min(config.trained_tokens, (config.unique_windows or store.n_train_windows(T)) * T),
-            valid_tokens=valid_tokens,
-            flops_validation=validations * validation_flops(config, valid_tokens),
+            valid_tokens=round(self.feed.counted),
+            flops_validation=validations * validation_flops(config, len(self.feed.valid_starts) * T),
             corpus=store.key,
             branched_from=branch.get("from"),
             branched_at_step=branch.get("at", 0),
@@ -106,12 +103,14 @@ class Recorder:
         )
         self.check_held()
         self.sinks.finish(result.status, {} if loss is None else {"valid/loss": loss})
-        if first_host():
+
+        def write() -> None:
             self.curve.write()
             text = json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n"
             write_atomically(self.folder / "result.json", text)
             (self.folder / "progress.json").unlink(missing_ok=True)
-        agree(0)  # no host leaves before the record stands
+
+        by_first_host(write)  # no host leaves before the record stands
         return result
 
 
@@ -154,10 +153,10 @@ class CurveFile:
         pq.write_table(pa.table(columns), file)
         write_atomically(self.path, file.getvalue().to_pybytes())
 
-    def read(self, steps: int, path: Path | None = None) -> bool:
-        """Takes the first `steps` rows from the file (or from that of a trunk); False where it does not hold them."""
+    def read(self, steps: int, path: Path) -> bool:
+        """Takes the first `steps` rows from a file, its own or a trunk's; False where it does not hold them."""
         try:
-            table = pq.read_table(path or self.path, columns=[*self.metrics, "valid_loss"]).slice(0, steps)
+            table = pq.read_table(path, columns=[*self.metrics, "valid_loss"]).slice(0, steps)
             metrics = {name: table[name].to_numpy().astype(np.float32) for name in self.metrics}
             valid = table["valid_loss"].to_pylist()
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):

@@ -47,7 +47,7 @@ class States:
         if restored is None:
             return None
         step, state = restored
-        if agree(self.recorder.curve.read(step)).all():
+        if self.curve_read(step, self.folder):
             self.saved, self.branch = step, self.recorded_branch(step)
             self.report(f"continuing from step {step} of {self.recorder.feed.config.steps}")
             return step, state
@@ -56,6 +56,14 @@ class States:
             self.newest.clear()
         agree(0)
         return None
+
+    def curve_read(self, step: int, folder: Path) -> bool:
+        """Whether the first host, which writes the curve, has read it up to `step`; if not, none has read anything."""
+        curve = self.recorder.curve
+        if agree(curve.read(step, folder / curve.path.name))[0, 0]:
+            return True
+        curve.steps, curve.valid_loss = 0, {}
+        return False
 
     def recorded_branch(self, step: int) -> dict[str, Any]:
         """The content of branch.json. One that is damaged is set aside and made again: from what trunks keep now."""
@@ -97,7 +105,7 @@ class States:
             state = trunk.restore_step(step, abstract, self.report)
             if state is None:
                 continue
-            if agree(self.recorder.curve.read(step, folders[i] / "curve.parquet")).all():
+            if self.curve_read(step, folders[i]):
                 self.branch = {"from": folders[i].name, "at": step}
                 if first_host():
                     write_atomically(self.folder / "branch.json", canonical_json(self.branch))

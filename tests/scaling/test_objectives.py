@@ -16,8 +16,10 @@ from models.config import ModelConfig
 from models.errors import InputError
 from scaling.config import DataConfig, ObjectiveConfig, OptimConfig, RunConfig
 from scaling.data.store import open_store
+from scaling.engine.coordinates import change
 from scaling.engine.feed import feed
 from scaling.engine.loop import Preempted, train
+from scaling.engine.memory import plan
 from scaling.engine.program import CHUNK_STEPS, compile_run, recipe
 from scaling.engine.sharding import make_mesh
 from scaling.execution import Execution
@@ -191,6 +193,18 @@ def test_finding_an_objective_imports_no_jax():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_memory_and_coordinates_need_no_corpus_of_an_objective(monkeypatch):
+    """Both make batches of their own: one that lacks what the objective reads is no batch of the run's."""
+    plain = dataclasses.replace(CONFIG, batch_size=2)
+    masked = dataclasses.replace(plain, objective=ObjectiveConfig("answers_only"))
+    report = plan(masked, Execution(), compiled=True)
+    weights = CHUNK_STEPS * 2 * T * 4
+    assert report["argument_bytes"] - plan(plain, Execution(), compiled=True)["argument_bytes"] == weights
+    assert change(masked, 1) == change(plain, 1)
+    monkeypatch.setattr("scaling.engine.program.find", lambda name, options: Noisy())
+    assert plan(plain, Execution(), compiled=True)["total_bytes"] > 0
+
+
 def test_an_objective_counts_its_own_flops(monkeypatch):
     """A frozen reference is a forward pass more: the planner, the result and the table must count it alike."""
     whole, last = CONFIG.flops, CONFIG.flops_from(CONFIG.steps - 1)
@@ -233,10 +247,20 @@ def test_a_run_that_trains_on_answers_only(sums, tmp_path, monkeypatch):
     columns = ["step", "tokens", "lr", "loss", "answer_share", "grad_norm", "valid_loss"]
     assert curves[0].column_names == columns
     store = open_store(sums.data.source, "bytes", valid_fraction=0.1)
-    counted = feed(sums, store).counted
-    assert 0.25 < counted / result.valid_tokens < 0.45, "of 6 or 7 bytes a line, 2 or 3 answer"
     other = train(dataclasses.replace(sums, objective=ObjectiveConfig()), tmp_path / "other")
+    assert result.valid_tokens == feed(sums, store).counted
+    assert 0.25 < result.valid_tokens / other.valid_tokens < 0.45, "of 6 or 7 bytes a line, 2 or 3 answer"
+    assert result.flops_validation == other.flops_validation, "the forward pass is over all of them"
     assert result.run != other.run
+
+
+def test_what_is_validated_on_is_counted_once(sums, monkeypatch):
+    """The members of a swarm share it: to cut every window again for each costs more than their training."""
+    store = open_store(sums.data.source, "bytes", valid_fraction=0.1)
+    losses = feed(sums, store).counted
+    monkeypatch.setattr("scaling.engine.feed.cut", lambda *arguments: pytest.fail("cut again"))
+    other = dataclasses.replace(sums, data=dataclasses.replace(sums.data, seed=1), optim=OptimConfig(lr=0.01))
+    assert feed(other, store).counted == losses
 
 
 def test_a_corpus_without_the_marker_is_refused(sums, tmp_path):

@@ -16,7 +16,8 @@ import pytest
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.config import DataConfig, OptimConfig, RunConfig
-from scaling.engine.hosts import Hosts, detected
+from scaling.engine.hosts import Hosts, by_first_host, detected
+from scaling.engine.lease import Busy, lease
 from scaling.engine.loop import train
 
 MODEL = ModelConfig(d_model=16, n_layers=2, n_heads=2)
@@ -94,6 +95,40 @@ def test_two_processes_train_the_run_that_one_trains(config, tmp_path, mesh):
     assert result["loss"] == pytest.approx(alone.loss, rel=1e-5)
     curves = [pq.read_table(tmp_path / name / "curve.parquet")["loss"].to_numpy() for name in ("run", "alone")]
     np.testing.assert_allclose(*curves, rtol=1e-5)
+
+
+@pytest.mark.parametrize("error", [Busy("held by another"), InputError("lr = 0"), OSError(28, "full"), KeyError("x")])
+def test_what_the_first_host_raises_all_raise(error, monkeypatch):
+    """Otherwise the others wait for it in their next work together, until they count as lost."""
+
+    def fails():
+        raise error
+
+    told = []
+
+    def agree(*values):
+        told.append(values)
+        return np.array([values, [0] * len(values)])
+
+    monkeypatch.setattr("scaling.engine.hosts.agree", agree)
+    with pytest.raises(type(error)):
+        by_first_host(fails)
+    assert told, "the others were not told"
+    answers = iter(told)
+    monkeypatch.setattr("scaling.engine.hosts.agree", lambda *values: np.array([next(answers), values]))
+    monkeypatch.setattr("scaling.engine.hosts.first_host", lambda: False)
+    with pytest.raises(Exception) as raised:
+        by_first_host(fails)
+    assert str(raised.value) == str(error)
+    assert isinstance(error, raised.type), "the same is done about it on all hosts"
+
+
+def test_a_folder_that_is_held_ends_all_hosts(config, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("scaling.engine.hosts.agree", lambda *values: told.append(values) or np.array([values]))
+    with lease(tmp_path / "run"), pytest.raises(Busy):
+        train(config, tmp_path / "run")
+    assert told[0][0], "the first host left without a word"
 
 
 @pytest.mark.slow
