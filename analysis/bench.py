@@ -98,9 +98,9 @@ def chinchilla_fit():
 
 def chinchilla_bootstrap():
     runs = chinchilla_runs()
-    one = fit(runs, "chinchilla", 1e-3)
+    fitted = fit(runs, "chinchilla", 1e-3)
     validation = backtest(pose(runs, "chinchilla", 1e-3))
-    seconds, drawn = timed(lambda: bootstrap(one, runs, n=4000, validation=validation), 3)
+    seconds, drawn = timed(lambda: bootstrap(fitted, runs, n=4000, validation=validation), 3)
     spread = {k: float(np.std(v)) for k, v in drawn.params_of(drawn.draws).items()}
     off = {k: spread[k] / _STANDARD_ERRORS[k] - 1 for k in spread}
     worst = max(off.values(), key=abs)
@@ -112,13 +112,13 @@ def data_constrained():
     runs = read_runs(public() / "data_constrained/runs.csv", inputs={"U": "unique_tokens"})
     fixed = {k: float(np.exp(v)) for k, v in _HELD.items()} | {"alpha": 0.3526596, "beta": 0.3526596}
     fit(runs, "data_constrained", 1e-3, fixed=fixed)
-    seconds, one = timed(lambda: fit(runs, "data_constrained", 1e-3, fixed=fixed), 5)
-    p, info = one.params, one.diagnostics
+    seconds, fitted = timed(lambda: fit(runs, "data_constrained", 1e-3, fixed=fixed), 5)
+    p, info = fitted.params, fitted.diagnostics
     what = f"objective at R_D* {p['R_D']:.2f}, R_N* {p['R_N']:.3f}"
     if info["second_best"] is not None:
         other = info["second_best_params"]
         what += f"; second basin {100 * info['second_best']:.2f} % higher at {other['R_D']:.2f}, {other['R_N']:.3f}"
-    return seconds, one.objective, what
+    return seconds, fitted.objective, what
 
 
 @cache

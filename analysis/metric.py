@@ -17,8 +17,9 @@ class Metric:
     """A measured quantity. A law of it is fitted, and its noise and misfit are measured, on the link's scale.
 
     link: "log" (above 0; the noise is relative), "logit" (a share, between 0 and 1) or "identity". direction: "lower"
-    or "higher" is better. noise: "constant" (one scale on the link) or "binomial" (that of a share of as many trials
-    each: on the logit its variance goes as 1 / (p (1 - p)), Berkson 1944, minimum logit chi-square).
+    or "higher" is better, or "none"; only what is better when lower has a compute-optimal N. noise: "constant" (one
+    scale on the link) or "binomial" (that of a share of as many trials each: on the logit its variance goes as
+    1 / (p (1 - p)), Berkson 1944, minimum logit chi-square).
     """
 
     name: str
@@ -74,8 +75,8 @@ METRICS: Mapping[str, Metric] = {
         Metric("error"),
         Metric("accuracy", "logit", "higher", noise="binomial"),
         Metric("pass@k", "logit", "higher", noise="binomial"),
-        Metric("learning rate"),
-        Metric("batch", unit="tokens"),
+        Metric("learning rate", direction="none"),
+        Metric("batch", direction="none", unit="tokens"),
     )
 }
 

@@ -59,9 +59,9 @@ def curves_table() -> pd.DataFrame:
     for size in ("25M", "100M", "400M"):
         files = sorted((public() / "lr_schedules" / size).glob("*.csv"))
         curves = [read_curve(path) for path in files]
-        one = fit_curves([c for c in curves if c.name in FITTED_CURVES])
-        table = evaluate(one, [c for c in curves if c.name not in FITTED_CURVES])
-        rows.append(table.assign(model=size, law=one.law))
+        fitted = fit_curves([c for c in curves if c.name in FITTED_CURVES])
+        table = evaluate(fitted, [c for c in curves if c.name not in FITTED_CURVES])
+        rows.append(table.assign(model=size, law=fitted.law))
     return pd.concat(rows, ignore_index=True)
 
 

@@ -5,10 +5,8 @@ Losses are in nats per token. Shape letters: P logged points, Z free coordinates
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import t as student
@@ -16,13 +14,11 @@ from scipy.stats import t as student
 from analysis.curves.curve import LossCurve, dense, drops, warmup_steps
 from analysis.curves.forms import CURVE_LAWS, GRID, CurveModel, natural
 from analysis.errors import InputError, nearest_or_all
-from analysis.files import write_text
 from analysis.fitting.optimise import gradient_and_curvature, minimise
 from analysis.fitting.problem import noise_of
 from analysis.fitting.search import objective_value, solve
 from analysis.text import text_table
 
-FORMAT = 1
 WEIGHTS = ("curves", "points")
 # Most points of a curve that enter one by one.
 _MOST = 400
@@ -129,35 +125,8 @@ class CurveFit:
         return "\n".join(lines)
 
     def to_json(self) -> dict:
-        record = {"format": FORMAT} | {f.name: getattr(self, f.name) for f in fields(self)}
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
         return record | {"z": self.z.tolist(), "draws": self.draws.tolist()}
-
-    def save(self, path) -> Path:
-        """Writes all that predictions and their intervals need, without the data."""
-        return write_text(path, json.dumps(self.to_json(), allow_nan=False) + "\n")
-
-
-def load_curve_fit(path) -> CurveFit:
-    """The fit that `save` wrote. Raises InputError where the file is missing or damaged."""
-    again = "make it again with fit_curves(...).save(path)"
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        if record.pop("format") != FORMAT:
-            raise InputError(f"{path} was written by another version; {again}")
-        z, draws = (np.array(record.pop(k), np.float64) for k in ("z", "draws"))
-        fit = CurveFit(z=z, draws=draws, notes=tuple(record.pop("notes")), **record)
-        law = CURVE_LAWS[fit.law]
-        meant = natural(law, z, fit.scale)
-        ok = z.shape == (law.size,) and draws.shape[1:] == z.shape and bool(np.isfinite(draws).all())
-        if not (ok and set(fit.params) == set(meant) and all(np.isclose(fit.params[k], meant[k]) for k in meant)):
-            raise ValueError("shapes")
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {again}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"{path} is not a fit of loss curves, or is damaged; {again}") from error
-    return fit
 
 
 def fit_curves(
@@ -306,7 +275,7 @@ def _solve(problem, target, w, delta, z=None, met=None):
     z, count = solve(problem, target, starts, w, "huber", delta, merge=True, warm=met is not None)
     if met is None:
         return z, count
-    nearest = [np.abs(z - one).max(axis=1).argmin() for one in starts]
+    nearest = [np.abs(z - start).max(axis=1).argmin() for start in starts]
     return z, np.bincount(nearest, met, minlength=len(z))
 
 

@@ -88,7 +88,7 @@ class CurveModel:
         """Log loss (..., P) and its derivatives (..., Z, P) at z (..., Z)."""
         z = np.asarray(z, float)
         if z.ndim > 1:
-            values, slopes = zip(*(self(one) for one in z), strict=True)
+            values, slopes = zip(*(self(row) for row in z), strict=True)
             return np.array(values), np.array(slopes)
         terms = np.concatenate([anneal(*z[4:]) for anneal in self._anneal], axis=1)
         floor, alpha, gain = np.exp(z[0]), np.exp(z[2]), np.exp(z[3])

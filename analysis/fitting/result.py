@@ -98,12 +98,6 @@ class LawFit:
         predicted = self.metric.from_link(self.linked(self.z, values))
         return float(predicted[0]) if all(np.ndim(v) == 0 for v in values) else predicted
 
-    def predict_draws(self, n=None, d=None, **inputs) -> np.ndarray:
-        """The metric under each bootstrap draw, (draws, points); inputs are scalars or one-dimensional."""
-        if self.draws is None:
-            raise InputError("this fit has no draws: uncertainty.bootstrap(fit, runs) gives them")
-        return self.metric.from_link(self.linked(self.draws, self.inputs_of(n, d, inputs)))
-
     def inputs_of(self, n, d, inputs) -> list:
         """The inputs in the law's order; InputError where one is missing, not known, or not positive."""
         law = law_named(self.law)

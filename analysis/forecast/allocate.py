@@ -80,7 +80,7 @@ def allocate(fit: LawFit, flops: float, served: float = 0.0, unique: float | Non
     n = float(np.exp(log_n))
     d = flops / (6.0 * n) - served / 3.0
     expected = predict(fit, n, d, **extra)
-    a, a_low, a_high = exponent(fit, flops, served, extra)
+    a, a_low, a_high = size_exponent(fit, flops, served, extra)
     intervals = {}
     if fit.draws is not None:
         tail = 50.0 * (1.0 - LEVEL)
@@ -107,7 +107,7 @@ def allocate(fit: LawFit, flops: float, served: float = 0.0, unique: float | Non
     )
 
 
-def exponent(fit: LawFit, flops: float | None = None, served: float = 0.0, extra=None):
+def size_exponent(fit: LawFit, flops: float | None = None, served: float = 0.0, extra=None):
     """(a, low, high) of N* ~ C^a, the local slope at flops (default: the geometric middle of the fitted runs).
 
     low and high are None where the fit was not bootstrapped.

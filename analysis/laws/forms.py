@@ -87,8 +87,8 @@ class Law:
 
     @property
     def allocates(self) -> bool:
-        """Whether it is of a loss by N and D: of another metric the least value along a budget is no optimum."""
-        return self.target == "loss" and {"N", "D"} <= set(self.inputs)
+        """Whether it has a compute-optimal N: it is of N and D, and its least value along a budget is the best."""
+        return self.metric.direction == "lower" and {"N", "D"} <= set(self.inputs)
 
     @property
     def size(self) -> int:

@@ -1,7 +1,7 @@
 """Scaling laws that others fitted: formula, constants, what N counts, the range they were fitted on, and the source.
 
-`published("besiroglu").predict(N, D)` gives the loss, and says what of (N, D) lies outside the fitted range. Law and
-parameter names are those of `analysis.laws.forms`. How each constant was checked stands in its record.
+`published_law("besiroglu").predict(N, D)` gives the loss, and says what of (N, D) lies outside the fitted range. Law
+and parameter names are those of `analysis.laws.forms`. How each constant was checked stands in its record.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Published:
         return "\n".join(lines + [f"  {t}" for t in (self.note, self.caution) if t])
 
 
-def published(name: str) -> Published:
+def published_law(name: str) -> Published:
     """The record of that name. Raises InputError, with the nearest name, where there is none."""
     if name not in PUBLISHED:
         raise InputError(f"no published law {name!r}{nearest_or_all(name, PUBLISHED)}")

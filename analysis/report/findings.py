@@ -12,7 +12,7 @@ from analysis.errors import InputError
 from analysis.fitting.checks import duplicates, outlier_note, unidentified
 from analysis.fitting.fit import fit
 from analysis.fitting.result import LawFit
-from analysis.forecast.allocate import exponent
+from analysis.forecast.allocate import size_exponent
 from analysis.forecast.select import Score, choose_law
 from analysis.laws.forms import JOINT, LAWS, law_named
 from analysis.runs import Runs
@@ -167,7 +167,7 @@ def n_sensitivity(result: Findings, draws: int = 300, seed: int = 0) -> pd.DataF
                 refit = bootstrap(fit(runs, name, result.fit.delta), runs, draws, seed, result.fit.cluster)
             except InputError:
                 continue
-            a, low, high = exponent(refit)
+            a, low, high = size_exponent(refit)
             held = runs.holdout
             error = np.abs(refit.predict(n[held], runs.d[held]) / runs.loss[held] - 1.0).mean() if held.any() else None
             rows.append({"n_column": column, "law": name, "a": a, "low": low, "high": high, "mean_abs_error": error})

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.files import write_text
+from analysis.fitting.problem import MANY
 from analysis.laws.forms import LAWS
 from analysis.report.findings import Findings, n_sensitivity
 from analysis.report.plots import figures_of, to_svg
@@ -255,7 +256,8 @@ def _checklist(findings: Findings, facts: Mapping):
         f"optimum; at the edge of the allowed range: {', '.join(fit.diagnostics['at_bound']) or 'nothing'}",
         "weighting": "all fitted runs weigh the same",
         "validation": f"{int(runs.holdout.sum())} runs held out; {cuts} rolling cuts over compute inside the rest",
-        "intervals": f"{0 if fit.draws is None else len(fit.draws)} bootstrap refits"
+        "intervals": f"{0 if fit.draws is None else len(fit.draws)} "
+        + ("bootstrap refits" if fit.n_runs <= MANY else "normal draws from the sandwich covariance of the optimum")
         + (f", clustered by {findings.fit.cluster}" if findings.fit.cluster != "none" else "")
         + f"; predictions add run-to-run noise "
         f"({100 * fit.noise['sigma']:.2f} %) and misfit ({100 * fit.discrepancy['k']:.2f} % per squared decade)",

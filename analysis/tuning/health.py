@@ -137,7 +137,7 @@ def verdicts(frame: pd.DataFrame, curve_of: Callable[[str], np.ndarray | None] |
     best = done.loc[done.groupby(["n_compute", "cell"])["loss"].idxmin()]
     curves = {run: curve_of(run) if curve_of else None for run in best["run"]}
     unread = {run for run, curve in curves.items() if curve_of and curve is None}
-    ladder = compare(best, {run: curve for run, curve in curves.items() if run not in unread})
+    ladder = compare_ladders(best, {run: curve for run, curve in curves.items() if run not in unread})
     unread = set(best.loc[best["run"].isin(unread), "n_compute"])
     rows = []
     for n, runs in done.groupby("n_compute"):
@@ -177,7 +177,7 @@ def grid_check(runs: pd.DataFrame) -> str:
     return "none" if not optima else "inside" if min(optima)[1] else "edge"
 
 
-def compare(best: pd.DataFrame, losses: dict) -> dict[float, tuple[float, float, float]]:
+def compare_ladders(best: pd.DataFrame, losses: dict) -> dict[float, tuple[float, float, float]]:
     """n -> (collapse, final, score), the median over ladders: the k-th shortest run of each size is the k-th ladder.
 
     losses: of every step of a run, None where they are not known; a run that is missing there is left out.

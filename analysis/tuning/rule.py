@@ -123,7 +123,7 @@ def with_cells(frame: pd.DataFrame) -> pd.DataFrame:
     return done.assign(cell_tokens=[float(f"{d:.2g}") for d in done["tokens"]])
 
 
-def parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def by_parametrization(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The runs of each parametrisation: a learning rate of one means something else in another."""
     if frame.empty or "parametrization" not in frame:
         return {"": frame}
@@ -226,7 +226,7 @@ def tune(frame: pd.DataFrame, sweep: str = "") -> Tuned:
 
     Raises InputError where neither that nor a rule at one batch can be fitted, and for several parametrisations.
     """
-    if len(several := parts(frame)) > 1:
+    if len(several := by_parametrization(frame)) > 1:
         raise InputError(f"runs of {len(several)} parametrisations ({', '.join(several)}): each has a rule of its own")
     grids = ellipses(frame)
     texts, rules, errors = [], [], []

@@ -55,7 +55,7 @@ class Profile:
         return f"{self.quantity} {self.estimate:.6g} [{low}, {high}] at {100 * self.level:g} %"
 
 
-def exponent(fit: LawFit) -> Quantity:
+def exponent_quantity(fit: LawFit) -> Quantity:
     """a of N* ~ C^a, at the middle of the fitted compute."""
     flops = float(np.sqrt(np.prod(fit.fitted_range["flops"])))
     extra = extra_inputs(fit, None)
@@ -67,21 +67,13 @@ def exponent(fit: LawFit) -> Quantity:
     return Quantity("a", of)
 
 
-def optimal_n(fit: LawFit, flops: float) -> Quantity:
-    """N* at C = 6ND = flops."""
+def optimal_n_quantity(fit: LawFit, flops: float) -> Quantity:
+    """N* at C = 6ND = flops; D* is flops / 6N*."""
     extra = extra_inputs(fit, None)
     return Quantity(f"N*({flops:.3g})", lambda z: _log_optimal_n(fit, z, flops, 0.0, extra), log=True)
 
 
-def optimal_d(fit: LawFit, flops: float) -> Quantity:
-    """D* at C = 6ND = flops."""
-    extra = extra_inputs(fit, None)
-    return Quantity(
-        f"D*({flops:.3g})", lambda z: np.log(flops / 6) - _log_optimal_n(fit, z, flops, 0.0, extra), log=True
-    )
-
-
-def loss_at(fit: LawFit, n=None, d=None, **inputs) -> Quantity:
+def metric_quantity(fit: LawFit, n=None, d=None, **inputs) -> Quantity:
     """The mean of the metric at one point, run-to-run noise left out."""
     values, metric = fit.inputs_of(n, d, inputs), fit.metric
     if metric.link == "log":
@@ -187,7 +179,7 @@ def profile_all(
     problem = fit.problem(runs, cluster)
     profiles = {name: profile(fit, problem, name, level) for name in fit.params if name not in fit.fixed}
     if law_named(fit.law).allocates:
-        profiles["a"] = profile(fit, problem, exponent(fit), level)
+        profiles["a"] = profile(fit, problem, exponent_quantity(fit), level)
     return profiles
 
 

@@ -27,9 +27,9 @@ def cmd_tune(argv: list[str]) -> int:
     parser.add_argument("--parametrization", metavar="NAME", help="only its runs; by default each is tuned by itself")
     args = parser.parse_args(argv)
 
-    from analysis.tuning.rule import parts, save, tune
+    from analysis.tuning.rule import by_parametrization, save, tune
 
-    by_name = parts(runs_to_judge(args))
+    by_name = by_parametrization(runs_to_judge(args))
     if args.parametrization:
         if args.parametrization not in by_name:
             fail(f"--parametrization {args.parametrization}: expected one of {', '.join(by_name)}")

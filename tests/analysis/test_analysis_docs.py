@@ -21,6 +21,6 @@ def test_every_example_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     assert "compute-optimal" in told
     assert (tmp_path / "report.html").exists()
     # The planted truth comes back: E 1.7, alpha 0.34; accuracy from loss is the planted sigmoid.
-    assert abs(scope["one"].params["alpha"] - 0.34) < 0.03
+    assert abs(scope["fitted"].params["alpha"] - 0.34) < 0.03
     assert abs(scope["fixed"].params["E"] - 1.7) < 1e-9
     assert scope["tied"].params["alpha"] == scope["tied"].params["beta"]

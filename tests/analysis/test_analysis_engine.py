@@ -25,7 +25,12 @@ from analysis.runs import read_runs
 from analysis.uncertainty.bootstrap import bootstrap
 from analysis.uncertainty.coverage import TRUTHS
 from analysis.uncertainty.predict import misfit_at, predict, predict_runs
-from analysis.uncertainty.profile import exponent, profile
+from analysis.uncertainty.profile import (
+    exponent_quantity,
+    metric_quantity,
+    optimal_n_quantity,
+    profile,
+)
 
 needs_public = pytest.mark.skipif(not public().exists(), reason="public runs are absent: set SCALING_PUBLIC_DATA")
 
@@ -202,7 +207,7 @@ def test_profile_agrees_with_refits_at_fixed_values():
     for value, rise in (points[i] for i in (6, 9, 15, 18)):
         refit = fit(runs, "chinchilla", 1e-3, fixed={"alpha": float(value)})
         assert refit.objective - one.objective == pytest.approx(rise, rel=1e-3, abs=1e-7)
-    assert profile(one, runs, exponent(one)).low < allocate(bootstrap(one, runs, 20), 1e21).exponent
+    assert profile(one, runs, exponent_quantity(one)).low < allocate(bootstrap(one, runs, 20), 1e21).exponent
     assert profile(fit(runs, "chinchilla", fixed={"E": 1.5}), runs, "alpha").high - found.low < found.high - found.low
     with pytest.raises(InputError, match="alpha"):
         profile(one, runs, "alhpa")
@@ -383,6 +388,26 @@ def test_one_choice_of_law_and_delta():
     assert set(table["delta"]) == {delta} == {s.delta for s in scores.values()} == {findings.fit.delta}
     assert set(table["delta_reason"]) == {reason} == {findings.fit.delta_reason}
     assert reason in findings.fit.summary()
+
+
+def test_the_mean_loss_is_surer_than_the_loss_of_one_run():
+    runs, _ = table_of("chinchilla", noise=0.004)
+    fitted = fit(runs, "chinchilla", 1e-3)
+    mean = profile(fitted, runs, metric_quantity(fitted, 1e9, 1e11))
+    run = predict(bootstrap(fitted, runs, 50), 1e9, 1e11)
+    assert mean.estimate == pytest.approx(run.value, rel=1e-6)
+    assert run.low < mean.low < run.value < mean.high < run.high
+
+
+@pytest.mark.slow
+def test_the_profile_of_the_best_size_holds_it():
+    runs, truth = table_of("chinchilla", noise=0.004)
+    fitted = fit(runs, "chinchilla", 1e-3)
+    n = profile(fitted, runs, optimal_n_quantity(fitted, 1e22))
+    assert n.estimate == pytest.approx(allocate(fitted, 1e22).n)
+    a, b = truth["alpha"], truth["beta"]
+    best = (a * truth["A"] / (b * truth["B"])) ** (1 / (a + b)) * (1e22 / 6) ** (b / (a + b))
+    assert n.low < best < n.high, "Hoffmann et al. 2022, equation 4"
 
 
 def test_aicc_corrects_for_few_runs_and_many_parameters_are_warned_of():

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.errors import InputError
-from analysis.laws.published import PUBLISHED, published, summary
+from analysis.laws.published import PUBLISHED, published_law, summary
 
 PUBLIC = Path(os.environ.get("SCALING_PUBLIC_DATA", Path(__file__).parents[2] / "../shared/data"))
 
@@ -26,13 +26,13 @@ def chinchilla_residuals(name):
     """Log residuals of the record on the 240 runs of the published fit."""
     runs = table("chinchilla/runs.csv").query("loss < 3.44")
     n, c = runs["Model Size"].to_numpy(), runs["Training FLOP"].to_numpy()
-    return np.log(published(name).loss(n, c / (6 * n)) / runs["loss"].to_numpy())
+    return np.log(published_law(name).loss(n, c / (6 * n)) / runs["loss"].to_numpy())
 
 
 def test_hoffmann_allocation_exponent():
     """The paper prints a = 0.46, b = 0.54; its rounded exponents give 0.45."""
     for name, wanted in (("hoffmann", 0.4516), ("hoffmann_unrounded", 0.4565)):
-        p = published(name).params
+        p = published_law(name).params
         assert p["beta"] / (p["alpha"] + p["beta"]) == pytest.approx(wanted, abs=1e-4)
 
 
@@ -40,7 +40,7 @@ def test_rounding_of_hoffmann_is_as_large_as_said():
     """Failure would mean: the caution that comes with every prediction is not true."""
     assert chinchilla_residuals("hoffmann").mean() == pytest.approx(0.0167, abs=5e-4)
     assert chinchilla_residuals("hoffmann_unrounded").mean() == pytest.approx(-0.0031, abs=5e-4)
-    assert "1.7 % high" in published("hoffmann").predict(1e9, 2e10).notes[0]
+    assert "1.7 % high" in published_law("hoffmann").predict(1e9, 2e10).notes[0]
 
 
 def test_besiroglu_is_the_least_absolute_deviations_fit():
@@ -53,7 +53,7 @@ def test_besiroglu_is_the_least_absolute_deviations_fit():
 
 def test_muennighoff_objective():
     """Published: Huber 1e-3 on log loss, summed over 182 runs, 0.01582593; and U_N = 0.051 U_D."""
-    runs, record = table("data_constrained/runs.csv"), published("muennighoff")
+    runs, record = table("data_constrained/runs.csv"), published_law("muennighoff")
     r = np.log(record.loss(runs["params"], runs["tokens"], runs["unique_tokens"]) / runs["loss"].to_numpy())
     huber = np.where(np.abs(r) <= 1e-3, r**2 / 2, 1e-3 * (np.abs(r) - 5e-4))
     assert huber.sum() == pytest.approx(0.01582593, abs=1e-8)
@@ -62,7 +62,7 @@ def test_muennighoff_objective():
 
 
 def test_repeated_tokens_are_worth_less():
-    record, n, unique = published("muennighoff"), 1e8, 2e9
+    record, n, unique = published_law("muennighoff"), 1e8, 2e9
     once, fresh = record.loss(n, unique), record.loss(n, 10 * unique)
     assert record.loss(n, unique, unique) == pytest.approx(once)
     assert fresh < record.loss(n, 10 * unique, unique) < once
@@ -82,14 +82,14 @@ GADRE_RUNS = {
 @pytest.mark.parametrize("suffix", GADRE_RUNS)
 def test_gadre_meets_the_runs_it_was_fitted_on(suffix):
     losses = np.array(GADRE_RUNS[suffix])
-    predicted = published(f"gadre_{suffix}").loss(GADRE_N, GADRE_N * np.array([20, 20, 20, 20, 320.0]))
+    predicted = published_law(f"gadre_{suffix}").loss(GADRE_N, GADRE_N * np.array([20, 20, 20, 20, 320.0]))
     assert np.abs(predicted / losses - 1).max() < 0.005
     assert np.sum((predicted - losses) ** 2) < 4.4e-4
 
 
 def test_gadre_predicts_the_dearest_runs_as_printed():
     """The authors print 0.7103 % for 1.4B at M = 640 and 0.7320 % for 6.9B at M = 20, both on RedPajama."""
-    record = published("gadre_redpajama")
+    record = published_law("gadre_redpajama")
     for n, m, loss, printed in ((1439795200, 640, 2.502053562, 0.7103), (6889410560, 20, 2.424993099, 0.7320)):
         assert 100 * abs(record.loss(n, n * m) / loss - 1) == pytest.approx(printed, abs=2e-3)
     assert "D/N = 640 is 2x above 320" in record.outside(1439795200, 1439795200 * 640)
@@ -97,18 +97,18 @@ def test_gadre_predicts_the_dearest_runs_as_printed():
 
 def test_kaplan_overfitting_rule():
     """The paper: D of about 5e3 N^0.74 keeps the loss within 2 % of that of unlimited data; and no floor."""
-    record = published("kaplan")
+    record = published_law("kaplan")
     n = np.geomspace(1e7, 1e9, 5)
     excess = record.loss(n, 5e3 * n**0.74) / record.loss(n, 1e30) - 1
     assert np.all((excess > 0.015) & (excess < 0.025)), excess
     assert record.loss(1e30, 1e30) < 0.1
-    assert published("kaplan_n").loss(1e9, 1e9) == pytest.approx((8.8e13 / 1e9) ** 0.076)
-    assert published("kaplan_d").loss(1e9, 1e9) == pytest.approx((5.4e13 / 1e9) ** 0.095)
+    assert published_law("kaplan_n").loss(1e9, 1e9) == pytest.approx((8.8e13 / 1e9) ** 0.076)
+    assert published_law("kaplan_d").loss(1e9, 1e9) == pytest.approx((5.4e13 / 1e9) ** 0.095)
 
 
 def test_farseer_meets_the_public_runs_as_said():
     """Its nine rounded constants are 2.4 % low; a point within their rounding meets the runs to 0.2 %."""
-    runs, record = table("farseer/train.parquet"), published("farseer")
+    runs, record = table("farseer/train.parquet"), published_law("farseer")
     error = record.loss(runs["N"], runs["D"]) / runs["loss"].to_numpy() - 1
     assert error.mean() == pytest.approx(-0.024, abs=5e-4)
     assert np.abs(error).max() < 0.062
@@ -123,7 +123,7 @@ def test_farseer_meets_the_public_runs_as_said():
 
 
 def test_out_of_range_is_one_line():
-    record = published("besiroglu")
+    record = published_law("besiroglu")
     assert record.outside(1e9, 2e10) is None
     assert record.predict(1e9, 2e10).notes == ()
     line = record.predict(1e12, 2e13).notes[0]
@@ -134,9 +134,9 @@ def test_out_of_range_is_one_line():
 
 def test_wrong_input_is_answered():
     with pytest.raises(InputError, match=r"no published law 'hofmann', did you mean 'hoffmann'\?"):
-        published("hofmann")
+        published_law("hofmann")
     with pytest.raises(InputError, match=r"D = -1: expected positive numbers"):
-        published("besiroglu").loss(1e9, -1)
+        published_law("besiroglu").loss(1e9, -1)
 
 
 def test_every_record_is_complete():

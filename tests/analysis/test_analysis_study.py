@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -188,6 +189,10 @@ def test_report_is_self_contained(result, tmp_path):
         word in page for word in ("Held-out runs", "Checklist", "What N counts", "n_nonembedding", "n_total", "oddity")
     )
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    assert "bootstrap refits" in page
+    many = replace(result, fit=replace(result.fit, n_runs=2001))
+    page = write_report(many, path, "Many runs").read_text()
+    assert "normal draws from the sandwich covariance" in page, "of so many runs no refit is made"
     with pytest.raises(InputError, match="cannot be written"):
         write_report(result, path / "below_a_file" / "report.html", "x")
 

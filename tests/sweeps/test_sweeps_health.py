@@ -9,7 +9,7 @@ import pytest
 
 from analysis.errors import InputError
 from analysis.tuning.health import health_line
-from analysis.tuning.rule import optima, parts, tune
+from analysis.tuning.rule import by_parametrization, optima, tune
 from analysis.tuning.table import tuning_table
 from models.config import ModelConfig
 from scaling.config import OptimConfig, RunConfig
@@ -62,7 +62,7 @@ def test_each_parametrisation_has_its_own_verdicts(tmp_path):
     frame = tuning_table(table(tmp_path))
     with pytest.raises(InputError, match="2 parametrisations"):
         tune(frame)
-    assert optima(parts(frame)["standard"])["lr"].to_numpy() == pytest.approx(0.01, rel=1e-6)
+    assert optima(by_parametrization(frame)["standard"])["lr"].to_numpy() == pytest.approx(0.01, rel=1e-6)
 
 
 def test_nothing_vouches_for_two_sizes_with_one_learning_rate(tmp_path):
