@@ -363,9 +363,7 @@ def row_of(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def table_of_ends(
-    header: Sequence[str], runs: Sequence[dict[str, Any]], row_of: Callable[[dict[str, Any]], list[str]]
-) -> str:
+def table_of_ends(header: Sequence[str], runs: Sequence[Any], row_of: Callable[[Any], list[str]]) -> str:
     """A table of all runs, or of the first and the last of very many, with the number of those between."""
     between = len(runs) - 2 * ENDS
     if len(runs) <= MOST_ROWS:

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.text import text_table
 from models.config import ModelConfig, replace
 from models.errors import InputError, did_you_mean
 from models.sizing import flops_per_token, for_size
@@ -36,10 +35,10 @@ from scaling.config import RunConfig
 from scaling.fields import from_plain, leaves, parts, replaced, value_at
 from scaling.folder import write_atomically
 from scaling.provenance import digest
+from sweeps.cost import table_of_ends
 
 Runs = tuple[RunConfig, ...]
 Rule = Callable[[RunConfig], RunConfig]
-MOST_ROWS = 1_000  # of a table that is printed
 ROUNDING = 0.05  # of a D that follows from a budget or a ratio: more, and a step is too large for the run
 
 
@@ -174,15 +173,15 @@ def union(*parts: Iterable[RunConfig]) -> Runs:
 def table_text(runs: Iterable[RunConfig]) -> str:
     """The runs as aligned columns: id, N, D, D/N, FLOPs, and every other field in which they differ."""
     runs = union(runs)
-    values = {path: [value_at(config, path) for config in runs] for path in leaves(RunConfig) if path != "tokens"}
-    differ = [path for path, column in values.items() if len(set(column)) > 1]
-    rows = [["run", "N (n_compute)", "D tokens", "D/N", "FLOPs", *differ]]
-    for i, config in enumerate(runs[:MOST_ROWS]):
+    paths = [path for path in leaves(RunConfig) if path != "tokens"]
+    differ = [path for path in paths if len({value_at(config, path) for config in runs}) > 1]
+
+    def row_of(config: RunConfig) -> list[str]:
         n, d = config.counts.n_compute, config.trained_tokens
-        shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (values[path][i] for path in differ)]
-        rows.append([config.run_id, f"{n:,}", f"{d:,}", f"{d / n:.3g}", f"{config.flops:.3g}", *shown])
-    more = f"\n... and {len(runs) - MOST_ROWS:,} more" if len(runs) > MOST_ROWS else ""
-    return text_table(rows) + more
+        shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (value_at(config, path) for path in differ)]
+        return [config.run_id, f"{n:,}", f"{d:,}", f"{d / n:.3g}", f"{config.flops:.3g}", *shown]
+
+    return table_of_ends(["run", "N (n_compute)", "D tokens", "D/N", "FLOPs", *differ], runs, row_of)
 
 
 def cells(

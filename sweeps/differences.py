@@ -12,6 +12,7 @@ from scaling.config import RunConfig
 from scaling.fields import leaves, value_at
 from scaling.folder import read_config, read_json
 from scaling.result import read_result
+from sweeps.cost import table_of_ends
 from sweeps.table import config_columns, result_columns, table
 
 SHOWN = 6  # most values of a field, or runs, that are listed
@@ -19,10 +20,13 @@ HEADLINE = ("run", "status", "n_compute", "tokens", "flops", "loss")
 
 
 def table_text(frame: pd.DataFrame) -> str:
-    """The table as people read it: the columns of HEADLINE, and of the others those in which the runs differ."""
+    """The table as people read it: the columns of HEADLINE, and of the others those in which the runs differ; of very
+    many runs the first and the last.
+    """
     others = [c for c in frame.columns if c not in HEADLINE and len(set(map(shown, frame[c]))) > 1]
     columns = [*HEADLINE, *others]
-    return text_table([columns, *(list(map(shown, values)) for values in frame[columns].itertuples(index=False))])
+    rows = list(frame[columns].itertuples(index=False))
+    return table_of_ends(columns, rows, lambda values: list(map(shown, values)))
 
 
 def difference(a: Path, b: Path) -> dict[str, Any]:

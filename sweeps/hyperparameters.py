@@ -163,7 +163,7 @@ PUBLISHED = {
 }
 
 
-def published(name: str) -> PublishedRule:
+def published_rule(name: str) -> PublishedRule:
     """The rule of that name. Raises InputError for an unknown one, naming the nearest."""
     if name not in PUBLISHED:
         raise InputError(f"rule {name!r}: expected one of {', '.join(PUBLISHED)}{did_you_mean(name, PUBLISHED)}")

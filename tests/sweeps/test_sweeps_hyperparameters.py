@@ -9,7 +9,7 @@ import pytest
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.config import DataConfig, RunConfig
-from sweeps.hyperparameters import PUBLISHED, OutOfRange, PowerRule, load_rule, published, rule_of
+from sweeps.hyperparameters import PUBLISHED, OutOfRange, PowerRule, load_rule, published_rule, rule_of
 
 GRID = {
     "rule": "grid",
@@ -49,15 +49,17 @@ LARGE = RunConfig(
 
 def test_published_rules_by_hand():
     """Closed forms at N = 108M (Porian) and at a model of 85M without embeddings (Step Law)."""
-    rule = published("porian")
+    rule = published_rule("porian")
     assert (rule.lr(108e6, 0), rule.batch_tokens(108e6, 0)) == pytest.approx((0.0047, 160 * 2048))
-    made = published("step-law")(LARGE)
+    made = published_rule("step-law")(LARGE)
     n = LARGE.counts.n_nonembedding
     assert made.optim.lr == pytest.approx(1.79 * n**-0.713 * 2e9**0.307, rel=5e-3)
     assert made.batch_size == round(0.58 * 2e9**0.571 / 2048)
     assert made.schedule.warmup_tokens == 2e8  # 2,000 steps would be more than a tenth of D
     large = dataclasses.replace(LARGE, tokens=10_000_000_000)
-    assert published("deepseek")(large).optim.lr == pytest.approx(0.3118 * (large.flops * 0.75) ** -0.125, rel=0.05)
+    assert published_rule("deepseek")(large).optim.lr == pytest.approx(
+        0.3118 * (large.flops * 0.75) ** -0.125, rel=0.05
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -81,4 +83,4 @@ def test_a_rule_of_our_own_may_be_used_above_its_sizes_but_not_anywhere():
 
 def test_an_unknown_rule_names_the_nearest():
     with pytest.raises(InputError, match="step-law"):
-        published("steplaw")
+        published_rule("steplaw")

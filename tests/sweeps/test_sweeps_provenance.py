@@ -16,8 +16,9 @@ from scaling import provenance
 from scaling.config import ObjectiveConfig, OptimConfig, RunConfig
 from scaling.result import result_of
 from sweeps.cli.main import main
+from sweeps.cost import ENDS, MOST_ROWS
 from sweeps.define import Sweep, keep_definition, load_sweep, union
-from sweeps.differences import difference, difference_text
+from sweeps.differences import HEADLINE, difference, difference_text, table_text
 from sweeps.summary import checklist, describe
 from sweeps.table import EXECUTED, table
 
@@ -164,6 +165,13 @@ def test_the_checklist_names_every_commit(tmp_path):
     assert WHERE["commit"] in code
     assert later["commit"] in code
     assert code.count(WHERE["jax"]) == 1
+
+
+def test_of_very_many_runs_the_table_shows_the_ends():
+    """A hundred thousand rows take half a minute to lay out, and nobody reads them."""
+    rows = [dict.fromkeys(HEADLINE, i) for i in range(MOST_ROWS + 1)]
+    assert len(table_text(pd.DataFrame(rows)).splitlines()) < 3 * ENDS
+    assert len(table_text(pd.DataFrame(rows[1:])).splitlines()) > MOST_ROWS
 
 
 def test_the_table_command_writes_a_csv_that_fit_reads(tmp_path, capsys):
