@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from models.errors import InputError
+from scaling.config import RunConfig
 from scaling.engine.hosts import PARENT
 from scaling.engine.lease import Busy, Held, Leases
 from scaling.execution import Execution
@@ -169,6 +170,7 @@ def trained(
     stop: Callable[[], bool],
 ) -> list[RunResult]:
     """The results of the runs of `team`: one alone, or several of one shape as a swarm."""
+    from scaling.engine.hosts import by_first_host
     from scaling.engine.loop import Sharing, train
     from scaling.engine.swarm import Member, train_swarm
 
@@ -181,10 +183,7 @@ def trained(
     members = []
     for unit, held in team:
         folder = queue.folder_of(unit.run_id)
-        if held is not None and not holds_only(
-            folder, "failed.json"
-        ):  # the first host; a fresh run's is not written yet
-            restore_config(folder, unit.config)
+        by_first_host(functools.partial(restore, folder, unit.config))
         sharing = Sharing(unit.saves, tuple(queue.sources(unit)))
         members.append(Member(unit.config, folder, sharing, held))
     if len(members) > 1:
@@ -192,6 +191,12 @@ def trained(
     (member,) = members
     report = functools.partial(note, member.config.run_id)
     return [train(member.config, member.folder, execution, stop, report, progress, member.sharing, member.held)]
+
+
+def restore(folder: Path, config: RunConfig) -> None:
+    """config.json of a run that has begun, where it is lost; that of a fresh one is written once all is checked."""
+    if not holds_only(folder, "failed.json"):
+        restore_config(folder, config)
 
 
 def swarming(execution: Execution) -> bool:

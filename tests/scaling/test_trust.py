@@ -101,6 +101,16 @@ def write_plan_and_execution(sweep, config) -> None:
     (sweep / "execution.json").write_text(json.dumps(dataclasses.asdict(Execution())))
 
 
+def test_of_a_run_that_is_refused_no_configuration_is_written(tiny, tmp_path):
+    """Else a run that never began stands in tables as one that did."""
+    config = dataclasses.replace(tiny, tokens=10**9)  # more than the corpus holds
+    write_plan_and_execution(tmp_path / "sweep", config)
+    work(tmp_path / "sweep", Execution(), lambda event, **fields: None, lambda: False)
+    run = tmp_path / "sweep" / "runs" / config.run_id
+    assert "repeat" in json.loads((run / "failed.json").read_text())["reason"]
+    assert not (run / "config.json").exists()
+
+
 def test_the_coordinate_check_calls_no_hook_unless_told(hooked, tmp_path):
     sweep = tmp_path / "sweep"
     for d_model in (16, 32, 64):
