@@ -201,6 +201,13 @@ def _kept_and_held(scope, columns, where, holdout) -> tuple[np.ndarray, np.ndarr
     keep = rows_where(scope, columns, where, "--where")
     if not keep.any():
         raise InputError(f"--where {where!r} keeps none of the {len(scope)} runs")
+    for column in ("objective", "objective_options"):
+        kinds = scope.loc[keep, column].dropna().unique() if column in scope.columns else ()
+        if len(kinds) > 1:
+            raise InputError(
+                f"column {column!r} differs among the runs ({', '.join(map(str, kinds[:5]))}): their losses do not "
+                f"compare; choose with --where, such as {column} == {str(kinds[0])!r}"
+            )
     if holdout is None:
         return keep, np.zeros(len(scope), bool)
     held = rows_where(scope, columns, holdout, "--holdout")

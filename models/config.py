@@ -1,6 +1,7 @@
 """The shape of a transformer, checked where it is made. Importing this file does not import JAX."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 from models.errors import InputError
@@ -43,8 +44,9 @@ class ModelConfig:
         sizes = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")
         for name in (*sizes, "base_width", "base_depth", "base_head_dim"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"model.{name} = {value!r}: expected a whole number of at least 1")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and 1 <= value < 2**31):
+                raise InputError(f"model.{name} = {value!r}: expected a whole number of at least 1 and below 2^31")
         if self.activation not in ACTIVATIONS:
             raise InputError(f"model.activation = {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}")
         if self.parametrization not in PARAMETRIZATIONS:
@@ -56,7 +58,8 @@ class ModelConfig:
         if not 1 < self.rope_theta < float("inf"):
             raise InputError(f"model.rope_theta = {self.rope_theta!r}: expected a number above 1")
         if self.d_model % self.n_heads:
-            divisors = [h for h in range(1, self.d_model + 1) if self.d_model % h == 0]
+            small = [h for h in range(1, math.isqrt(self.d_model) + 1) if self.d_model % h == 0]
+            divisors = small + [self.d_model // h for h in small]
             nearest = min(divisors, key=lambda h: abs(h - self.n_heads))
             raise InputError(
                 f"model.n_heads = {self.n_heads} does not divide model.d_model = {self.d_model}; "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.errors import InputError
 from scaling.config import canonical_json
-from scaling.folder import read_json, write_atomically
+from scaling.folder import read_json, set_aside, write_atomically
 
 
 @dataclass(frozen=True)
@@ -38,4 +38,6 @@ def read_failure(folder: Path) -> Failure | None:
 def write_failure(folder: Path, failure: Failure) -> None:
     record = {"reason": failure.reason, "attempts": failure.attempts, "launch": failure.launch, "final": failure.final}
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "failed.json").is_dir():
+        set_aside(folder / "failed.json")
     write_atomically(folder / "failed.json", canonical_json(record))

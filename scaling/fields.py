@@ -16,6 +16,7 @@ from typing import Any
 
 from models.errors import InputError, did_you_mean
 
+LARGEST = 2**63  # of whole numbers
 SHOWN = 60  # characters of a wrong value that an error repeats
 
 
@@ -73,8 +74,9 @@ def from_plain(kind: Any, value: Any, path: str = "") -> Any:
             return tuple(from_plain(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     elif origin is dict and isinstance(value, dict):
         return {str(k): from_plain(inner[1], v, joined(path, str(k))) for k, v in value.items()}
-    elif kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
+    elif kind is int and isinstance(value, int | float) and not isinstance(value, bool):
+        if abs(value) < LARGEST and int(value) == value:
+            return int(value)
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if abs(value) <= 1.7e308 and math.isfinite(value):
             return float(value)

@@ -36,17 +36,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def set_aside(path: Path) -> None:
-    """Renames what is damaged, where it is there, to damaged-NAME-... beside it, a name that nothing has yet."""
+def set_aside(path: Path, folder: Path | None = None) -> None:
+    """Renames what is damaged, where it is there, to damaged-NAME-... beside it, or in `folder`: a name that nothing
+    has yet.
+    """
     if os.path.lexists(path):
-        path.rename(path.with_name(f"damaged-{path.name}-{uuid.uuid4().hex[:8]}"))
+        path.rename((folder or path.parent) / f"damaged-{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`. Raises InputError, with the remedy, where it is not whole."""
     remedy = REMEDIES.get(path.name, "move the folder away and launch again")
     try:
-        value = json.loads(path.read_text())
+        with open(path, opener=without_waiting) as file:
+            value = json.load(file)
     except OSError as error:
         raise InputError(f"{path}: not readable ({error.strerror}); {remedy}") from None
     except (ValueError, RecursionError) as error:
@@ -54,6 +57,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object; {remedy}")
     return value
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Opens a file; of a named pipe, which nobody may ever write to, it reads nothing."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_config(folder: Path) -> RunConfig:

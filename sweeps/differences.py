@@ -114,6 +114,8 @@ def shown(value: Any, exact: bool = False) -> str:
     """A value as a cell: missing ones blank, numbers short unless `exact`."""
     if isinstance(value, list):
         return str([shown(v, exact) for v in value])
+    if exact and isinstance(value, float) and value.is_integer():  # of a column in which another run has no value
+        value = int(value)
     if value is None or (isinstance(value, float) and value != value):
         return ""
     if isinstance(value, float) and not exact:

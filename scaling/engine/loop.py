@@ -108,6 +108,12 @@ def begin(config: RunConfig, folder: Path, store: TokenStore, report: Callable[[
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             set_aside(path)
             report(f"{path.name} was no folder and is set aside; it is made again")
+        for entry in path.glob("*"):
+            if entry.is_symlink():  # orbax clears what a killed save left, and cannot clear a link
+                set_aside(entry, folder)
+                report(f"{path.name}/{entry.name} was a link and is set aside")
+    if (folder / "failed.json").is_dir():
+        set_aside(folder / "failed.json")
     (folder / "failed.json").unlink(missing_ok=True)
 
 

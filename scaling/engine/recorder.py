@@ -36,7 +36,13 @@ class Recorder:
 
     def __post_init__(self) -> None:
         config, names = self.feed.config, (*self.feed.objective.metrics, "grad_norm")
-        self.curve = CurveFile(self.folder / "curve.parquet", names, config.tokens_per_step, self.feed.lr)
+        self.curve = CurveFile(
+            self.folder / "curve.parquet",
+            names,
+            config.tokens_per_step,
+            self.feed.lr,
+            self.feed.objective.weighted_by,
+        )
 
     def check_held(self) -> None:
         """Raises Lost where another process took the run over: this one was paused for longer than a lease lives."""
@@ -117,8 +123,15 @@ class Recorder:
 class CurveFile:
     """curve.parquet: one row a step, with step, tokens, lr, the metrics, grad_norm, and valid_loss where validated."""
 
-    def __init__(self, path: Path, metrics: tuple[str, ...], tokens_per_step: int, lr: np.ndarray) -> None:
-        self.path, self.tokens_per_step, self.lr = path, tokens_per_step, lr
+    def __init__(
+        self,
+        path: Path,
+        metrics: tuple[str, ...],
+        tokens_per_step: int,
+        lr: np.ndarray,
+        weighted_by: str | None = None,
+    ) -> None:
+        self.path, self.tokens_per_step, self.lr, self.weighted_by = path, tokens_per_step, lr, weighted_by
         self.metrics = {name: np.zeros(len(lr), np.float32) for name in metrics}
         self.steps = 0
         self.valid_loss: dict[int, float] = {}
@@ -137,8 +150,14 @@ class CurveFile:
         """Mean training loss of the last 5 % of the steps so far, nats per token."""
         if "loss" not in self.metrics:
             return None
-        tail = self.metrics["loss"][: self.steps][-max(1, self.steps // 20) :].astype(np.float64)
-        return float(tail.mean()) if len(tail) and np.isfinite(tail).all() else None
+        last = slice(self.steps - max(1, self.steps // 20), self.steps) if self.steps else slice(0)
+        tail = self.metrics["loss"][last].astype(np.float64)
+        if not len(tail) or not np.isfinite(tail).all():
+            return None
+        if self.weighted_by is None:
+            return float(tail.mean())
+        weight = self.metrics[self.weighted_by][last].astype(np.float64)
+        return float(np.average(tail, weights=weight)) if weight.sum() > 0 else None
 
     def write(self) -> None:
         step = np.arange(1, self.steps + 1)

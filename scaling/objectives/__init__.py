@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from models.errors import InputError, did_you_mean
+from scaling.fields import fields_of, from_plain
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Objective:
     metrics: ClassVar[tuple[str, ...]] = ("loss",)  #: names of the scalars of a step: columns of curve.parquet
     flops_factor: ClassVar[float] = 1.0  #: training FLOPs, as a multiple of next token's on the same tokens
     random: ClassVar[bool] = False  #: whether `loss` takes a key
+    weighted_by: ClassVar[str | None] = None  #: the metric that says how much of a step its loss is a mean over
 
     def loss(self, apply: Any, params: Any, frozen: Any, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
         """(what is minimised, metrics by name), scalars; for next tokens means over the batch, in nats."""
@@ -87,4 +89,6 @@ def find(name: str, options: str = "") -> Objective:
             raise InputError(
                 f"objective.options: {name} has no {field!r}, expected {expected}{did_you_mean(field, fields)}"
             )
-    return kind(**values)
+    return kind(
+        **{name: from_plain(fields_of(kind)[name][1], v, f"objective.options {name}") for name, v in values.items()}
+    )

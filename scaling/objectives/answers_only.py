@@ -22,6 +22,7 @@ class AnswersOnly(Objective):
     marker: str = "="  #: the character after which a line answers; with data.tokenizer = bytes
 
     metrics = ("loss", "answer_share")
+    weighted_by = "answer_share"
 
     def __post_init__(self) -> None:
         if not isinstance(self.marker, str) or len(self.marker.encode()) != 1 or self.marker == "\n":

@@ -260,3 +260,11 @@ def test_a_write_replaces_a_link_and_stays_inside(tmp_path):
         assert "loop" in message(lambda: write_text(inside(folder, "loop", "b.txt"), "new"))
     assert sorted(path.name for path in outside.iterdir()) == ["a.txt"]
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_runs_of_several_objectives_are_no_one_law():
+    frame = pd.DataFrame({"n_compute": [1e4, 2e4], "tokens": [1e6, 1e6], "loss": [3.0, 2.9]})
+    frame["objective"] = ["next_token", "answers_only"]
+    with pytest.raises(InputError, match="column 'objective' differs among the runs"):
+        read_runs(frame)
+    assert len(read_runs(frame, where="objective == 'next_token'")) == 1

@@ -21,6 +21,7 @@ from scaling.engine.feed import feed
 from scaling.engine.loop import Preempted, train
 from scaling.engine.memory import plan
 from scaling.engine.program import CHUNK_STEPS, compile_run, recipe
+from scaling.engine.recorder import CurveFile
 from scaling.engine.sharding import make_mesh
 from scaling.execution import Execution
 from scaling.objectives import Objective, answers_only, find, names
@@ -268,3 +269,20 @@ def test_a_corpus_without_the_marker_is_refused(sums, tmp_path):
     with pytest.raises(InputError, match="marker '#' stands in no line"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("options", ['{"marker": 5}', '{"marker": ["="]}', '{"marker": null}'])
+def test_options_are_of_their_type(options):
+    with pytest.raises(InputError, match=r"objective\.options marker"):
+        find("answers_only", options)
+
+
+def test_a_step_without_an_answer_does_not_count_in_the_training_loss(tmp_path):
+    """Its loss is 0 as nothing was asked: a plain mean would show a model that is better than it is."""
+    curve = CurveFile(tmp_path / "curve.parquet", ("loss", "answer_share"), 1, np.ones(20, np.float32), "answer_share")
+    assert curve.recent_loss() is None
+    curve.extend({"loss": np.array([3.0, 0.0] * 10, np.float32), "answer_share": np.array([0.5, 0.0] * 10, np.float32)})
+    assert curve.recent_loss() is None  # the last step asked nothing
+    curve = CurveFile(tmp_path / "curve.parquet", ("loss", "answer_share"), 1, np.ones(40, np.float32), "answer_share")
+    curve.extend({"loss": np.array([3.0, 0.0] * 20, np.float32), "answer_share": np.array([0.5, 0.0] * 20, np.float32)})
+    assert curve.recent_loss() == 3.0

@@ -121,3 +121,11 @@ def test_an_option_takes_what_help_shows(path, value):
     parser.add_argument("--x", type=reader(kind), metavar=metavar(kind), help=f"(default: {as_text(value)})")
     assert parser.parse_args(["--x", as_text(value)]).x == value
     assert metavar(kind) in parser.format_help()
+
+
+@pytest.mark.parametrize("value", [1e300, 10**400, -(10**30)])
+def test_a_whole_number_has_a_bound(value):
+    """What is computed from one later would overflow there."""
+    with pytest.raises(InputError, match="expected a whole number"):
+        from_plain(int, value, "steps")
+    assert from_plain(int, 1e12, "steps") == 10**12

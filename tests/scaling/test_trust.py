@@ -5,6 +5,7 @@ Each test is an attack by a folder that was downloaded; where it fails, that att
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 
@@ -22,6 +23,7 @@ from scaling.config import DataConfig, OptimConfig, RunConfig
 from scaling.engine.loop import train
 from scaling.execution import Execution
 from scaling.folder import write_atomically
+from scaling.result import read_result
 from scaling.trust import check_links, check_run_id, open_log
 from sweeps.cli.main import main
 from sweeps.define import Sweep
@@ -258,3 +260,22 @@ def test_the_report_writes_inside_its_folder(tmp_path):
     with pytest.raises(AnalysisInputError, match="is a link out of"):
         report(findings, [table], out, [], 0.0)
     assert {path.read_bytes() for path in elsewhere.iterdir()} == {b"precious"}
+
+
+def test_a_link_among_the_checkpoints_is_set_aside(tiny, tmp_path):
+    """Orbax clears what a killed save left, and cannot clear a link: the run would fail at every launch."""
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    (outside / "kept").mkdir(parents=True)
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "failed.json").mkdir()
+    write_atomically(run / "config.json", json.dumps(tiny.to_dict()))
+    (run / "checkpoints" / "31.orbax-checkpoint-tmp").symlink_to(outside)
+    assert train(tiny, run).finished
+    assert (outside / "kept").is_dir()
+    assert len(list(run.glob("damaged-*"))) == 2
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "result.json")
+    with pytest.raises(InputError, match="not readable"):
+        read_result(tmp_path)
