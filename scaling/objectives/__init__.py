@@ -4,18 +4,13 @@
 in a configuration chooses it. The fields of the class are its options.
 """
 
-import dataclasses
 import functools
-import importlib
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from models.errors import InputError, did_you_mean
-from scaling.fields import fields_of, from_plain
+from scaling import by_file
 
 
 @dataclass(frozen=True)
@@ -57,38 +52,17 @@ class Objective:
         return batch
 
 
-@functools.cache
 def names() -> tuple[str, ...]:
     """The objectives there are."""
-    return tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_")))
+    return by_file.names(__name__)
 
 
 def check_name(name: str) -> None:
     """Raises InputError where there is no objective of this name."""
-    if name not in names():
-        raise InputError(
-            f"objective.name = {name!r}: expected one of {', '.join(names())}{did_you_mean(str(name), names())}"
-        )
+    by_file.check_name(__name__, name, "objective")
 
 
 @functools.cache
 def find(name: str, options: str = "") -> Objective:
     """The objective of a name, with options as a JSON object. Raises InputError for a misspelt one."""
-    check_name(name)
-    kind = getattr(importlib.import_module(f"scaling.objectives.{name}"), name.title().replace("_", ""))
-    try:
-        values = json.loads(options or "{}")
-    except ValueError:
-        values = None
-    fields = [f.name for f in dataclasses.fields(kind)]
-    if not isinstance(values, dict):
-        raise InputError(f"objective.options = {options!r}: expected a JSON object of {', '.join(fields) or 'nothing'}")
-    for field in values:
-        if field not in fields:
-            expected = ", ".join(fields) or "no options"
-            raise InputError(
-                f"objective.options: {name} has no {field!r}, expected {expected}{did_you_mean(field, fields)}"
-            )
-    return kind(
-        **{name: from_plain(fields_of(kind)[name][1], v, f"objective.options {name}") for name, v in values.items()}
-    )
+    return by_file.made(__name__, name, options, "objective")
