@@ -34,6 +34,15 @@ def check_links(folder: Path) -> None:
             raise InputError(f"{path}: a link out of {folder}, so nothing is written there; remove it")
 
 
+def check_no_link_out(folder: Path) -> None:
+    """Raises InputError where a link anywhere in `folder` leads out of it: what is read there would be another's."""
+    home = folder.resolve()
+    for at, folders, files in os.walk(home):
+        for path in (Path(at, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise InputError(f"{path}: a link out of {folder}, so it is not read; remove it")
+
+
 def check_sweep_links(folder: Path) -> None:
     """`check_links` for the folder of a sweep, its runs/ and its logs, of which `scaling status` shows the ends."""
     for part in ("", "runs", "logs", "logs/slurm"):

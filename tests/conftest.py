@@ -57,3 +57,22 @@ def corpus(tmp_path_factory) -> str:
         story = ". ".join(" ".join(rng.choices(words, k=rng.randint(4, 9))) for _ in range(130))
         (folder / f"{i:02}.txt").write_text(story)
     return f"text:{folder}/*.txt"
+
+
+@pytest.fixture(scope="session")
+def trained_run(corpus, tmp_path_factory) -> Path:
+    """The folder of a finished run on `corpus`, of a model that has learned some of its words. To be read only."""
+    from models.config import ModelConfig
+    from scaling.config import DataConfig, OptimConfig, RunConfig
+    from scaling.engine.loop import train
+
+    config = RunConfig(
+        model=ModelConfig(d_model=32, n_layers=2, n_heads=2),
+        data=DataConfig(source=corpus, valid_fraction=0.1, seq_len=64, repeat=True),
+        optim=OptimConfig(lr=0.02),
+        tokens=50_000,
+        batch_size=8,
+    )
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(config, folder)
+    return folder

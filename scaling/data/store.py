@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -121,6 +122,27 @@ def open_store(source: str, tokenizer: str, cache_dir: Path | None = None, valid
                 "free some space or set SCALING_CACHE to another folder"
             ) from error
         return _load(folder, source)
+
+
+def open_tokenizer(
+    source: str, tokenizer: str, key: str, cache_dir: Path | None = None, valid_fraction: float = 0.02
+) -> Tokenizer:
+    """The tokenizer of the store with this key; the corpus is not touched where the store is there, or not needed.
+
+    Raises InputError where the source gives another store by now, so that a trained tokenizer would be another one.
+    """
+    if tokenizer == "bytes":
+        return Bytes()
+    if re.fullmatch(r"[0-9a-f]{20}", key):
+        with contextlib.suppress(FileNotFoundError, _DamagedError):
+            return _load(cache_root(cache_dir) / "stores" / key, source).tokenizer
+    store = open_store(source, tokenizer, cache_dir, valid_fraction)
+    if store.key != key:
+        raise InputError(
+            f"source: {source!r} is store {store.key} by now, and the run was trained on {key!r}: its tokenizer "
+            f"{tokenizer!r} is lost; put the old text back"
+        )
+    return store.tokenizer
 
 
 class _DamagedError(Exception):

@@ -84,9 +84,11 @@ class Checkpointer:
 
     def restore_step(self, step: int, abstract: Any, report: Callable[[str], None]) -> Any | None:
         """The state as of `step`, bit for bit as it was saved, or None, reported and set aside, where it is damaged."""
+        import orbax.checkpoint as ocp
+
         reason, state = "", None
         try:
-            state = self._read(step, abstract)
+            state = self._read(step, ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(abstract))
         except (MemoryError, PermissionError):  # no fault of the checkpoint's
             raise
         except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
@@ -99,6 +101,16 @@ class Checkpointer:
             self._set_aside(step)
             return None
         return state
+
+    def read_part(self, step: int, abstract: Any) -> Any:
+        """Some arrays of a checkpoint, those of `abstract` (a tree like the whole one's, with parts left out), checked
+        by their digests. Sets nothing aside. Raises whatever orbax does where they are not whole, or not of that shape.
+        """
+        import orbax.checkpoint as ocp
+
+        args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True)
+        return self._read(step, ocp.PyTreeCheckpointHandler(), args, part=True)
 
     def clear(self) -> None:
         """Removes all checkpoints of the run."""
@@ -141,19 +153,24 @@ class Checkpointer:
             with suppress(Exception):  # it raises the same error again
                 manager.close()
 
-    def _read(self, step: int, abstract: Any) -> Any:
-        """The state of one checkpoint. Raises whatever orbax does where it is not whole, ValueError for the digest."""
+    def _read(self, step: int, handler: Any, args: Any, part: bool = False) -> Any:
+        """The state of one checkpoint, or a part of it, as the arguments of orbax say.
+
+        Raises whatever orbax does where it is not whole, ValueError for the digest.
+        """
         import orbax.checkpoint as ocp
 
         quiet()
         path = self.folder / str(step)
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-            state = reader.restore(path / "default", args=ocp.args.StandardRestore(abstract))
+        with ocp.Checkpointer(handler) as reader:
+            state = reader.restore(path / "default", args=args)
         metadata = json.loads((path / "_CHECKPOINT_METADATA").read_text())
         expected = (metadata.get("custom_metadata") or {}).get("digest")
         if expected is None:  # written before there were digests
             return jax.block_until_ready(state)
         actual = digests(state)
+        if part:
+            expected = {name: value for name, value in expected.items() if name in actual}
         if wrong := sorted(name for name in expected.keys() | actual if expected.get(name) != actual.get(name)):
             raise ValueError(f"content of {wrong[0]} is not what was saved")
         return state

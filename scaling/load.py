@@ -1,0 +1,189 @@
+"""A trained model from its run's folder, without optimiser or mesh, to be asked: `load(folder)`.
+
+    model = load("runs/mine")
+    print(model.token_logprobs(model.tokenizer.encode("the union")[None]))
+
+A folder from someone else may be read: no hook that it names is imported, no link is followed out of it.
+"""
+
+import functools
+import gc
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from models import transformer
+from models.errors import InputError
+from models.implementation import Implementation
+from scaling.config import RunConfig
+from scaling.data.store import open_tokenizer
+from scaling.data.tokenizers import Tokenizer
+from scaling.engine.checkpoint import Checkpointer
+from scaling.folder import read_config
+from scaling.result import RunResult, read_result
+from scaling.trust import check_no_link_out
+
+Params = Any
+TOKENS_AT_ONCE = 8_192  # of a call: bounds the logits, V floats a token
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A finished run's model. Parameters and products are float32, on one device."""
+
+    config: RunConfig
+    params: Params = field(repr=False)
+    folder: Path
+    result: RunResult = field(repr=False)
+
+    @property
+    def window(self) -> int:
+        """T, the longest input it was trained on."""
+        return self.config.data.seq_len
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Read at the first use: of a trained tokenizer's store, which is built again where it is not there."""
+        data = self.config.data
+        return open_tokenizer(data.source, data.tokenizer, self.result.corpus, valid_fraction=data.valid_fraction)
+
+    def logits(self, tokens_BT: np.ndarray) -> np.ndarray:
+        """logits_BTV, float32: what follows each token. Raises InputError where a token is not of the vocabulary."""
+        tokens_BT = self._checked(tokens_BT)
+        return _in_parts(functools.partial(_logits, self.config.model, self.params), tokens_BT, 0)
+
+    def token_logprobs(self, tokens_BU: np.ndarray) -> np.ndarray:
+        """[B, U - 1], float32, nats: the log-probability of each token but the first, given those before it."""
+        tokens_BU = self._checked(tokens_BU)
+        return _in_parts(functools.partial(_token_logprobs, self.config.model, self.params), tokens_BU, 1)
+
+    def hidden(self, tokens_BT: np.ndarray) -> np.ndarray:
+        """x_BTD, float32: the last hidden layer after its norm, of which the head makes logits."""
+        tokens_BT = self._checked(tokens_BT)
+        return _in_parts(functools.partial(_hidden, self.config.model, self.params), tokens_BT, 0)
+
+    def _checked(self, tokens: np.ndarray) -> np.ndarray:
+        tokens, V = np.asarray(tokens), self.config.model.vocab_size
+        if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+            raise InputError(f"tokens: expected whole numbers [B, T], not {tokens.dtype} {list(tokens.shape)}")
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < V):
+            raise InputError(f"tokens: {tokens.min()} to {tokens.max()}: this model's vocabulary is 0 to {V - 1}")
+        return tokens.astype(np.int32)
+
+
+def load(folder: Path | str) -> Trained:
+    """The model of a finished run. Raises InputError where there is none: the run is not finished, diverged, is not
+    whole, or the folder is no run's.
+    """
+    folder = Path(folder)
+    config, result = read_finished(folder)
+    return Trained(config, read_params(folder, config), folder, result)
+
+
+def read_finished(folder: Path) -> tuple[RunConfig, RunResult]:
+    """Configuration and result of a finished run. Raises InputError, saying why, where it is none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if not (folder / "config.json").exists():
+        if (folder / "runs").is_dir():
+            raise InputError(f"{folder}: a sweep, not a run; name one of the runs in {folder / 'runs'}")
+        raise InputError(f"{folder}: not a run, as it holds no config.json")
+    check_no_link_out(folder)
+    config, result = read_config(folder), read_result(folder)
+    if result is None:
+        raise InputError(f"{folder}: not finished; train it to its end first (the same command continues it)")
+    if result.run != config.run_id:
+        raise InputError(f"{folder}: result.json is of run {result.run}, config.json of {config.run_id}; train anew")
+    if not result.finished:
+        raise InputError(f"{folder}: diverged at step {result.last_step}, so it has no trained model; lower optim.lr")
+    return config, result
+
+
+def read_params(folder: Path, config: RunConfig) -> Params:
+    """The trained parameters of a finished run, as the model is asked with them. Raises InputError if damaged.
+
+    What a run trains beside or instead of the whole model (adapters, a head of its own) is put together here.
+    """
+    shapes = jax.eval_shape(lambda: transformer.init(config.model, jax.random.key(0)))
+    return read_final(folder, config, {"params": shapes})["params"]
+
+
+def read_final(folder: Path, config: RunConfig, shapes: Any) -> Any:
+    """Those arrays of the state after the last step that `shapes` has, float32, on one device."""
+    checkpoints = Checkpointer(folder / "checkpoints")
+    steps = checkpoints.steps()
+    again = "remove result.json and train it again, which makes what is missing"
+    if config.steps not in steps:
+        found = f"only of step {', '.join(map(str, steps))}" if steps else "none"
+        raise InputError(f"{folder}: holds no checkpoint of its last step, {config.steps} ({found}); {again}")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    try:
+        return checkpoints.read_part(config.steps, abstract)
+    except (MemoryError, PermissionError):  # no fault of the checkpoint's
+        raise
+    except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+    forget_reads()
+    raise InputError(f"{folder}: the checkpoint of step {config.steps} is damaged ({reason}); {again}")
+
+
+def forget_reads() -> None:
+    """Where one array fails to read, orbax leaves the others' tasks to be collected, and asyncio then prints each."""
+    logger = logging.getLogger("asyncio")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+    logger.setLevel(level)
+
+
+def _in_parts(ask: Callable[[jax.Array], jax.Array], tokens_BT: np.ndarray, more: int) -> np.ndarray:
+    """`ask` of so many rows at a time that a call stays below TOKENS_AT_ONCE, in few different shapes.
+
+    Rows and time are padded to sizes that repeat: no position sees what is right of it. `more`: by how much `ask`
+    shortens time.
+    """
+    B, T = tokens_BT.shape
+    width = bucket(T - more, 16) + more
+    rows = min(bucket(B), max(1, TOKENS_AT_ONCE // width))
+    parts = []
+    for start in range(0, B, rows):
+        part = tokens_BT[start : start + rows]
+        padded = np.zeros((rows, width), np.int32)
+        padded[: len(part), :T] = part
+        parts.append(np.asarray(ask(padded))[: len(part), : T - more])
+    return np.concatenate(parts)
+
+
+def bucket(n: int, least: int = 1) -> int:
+    """The smallest power of two, or three quarters of one, that is at least n and `least`: few, and at most 1.5 n."""
+    size = least
+    while size < n:
+        size *= 2
+    return size * 3 // 4 if size > least and size % 4 == 0 and size * 3 // 4 >= n else size
+
+
+HOW = Implementation(attention="blocked")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model: Any, params: Params, tokens_BT: jax.Array) -> jax.Array:
+    return transformer.apply(model, params, tokens_BT, how=HOW)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _token_logprobs(model: Any, params: Params, tokens_BU: jax.Array) -> jax.Array:
+    return -transformer.next_token_loss(model, params, tokens_BU, how=HOW)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(model: Any, params: Params, tokens_BT: jax.Array) -> jax.Array:
+    return transformer.Transformer(model, how=HOW).apply({"params": params}, tokens_BT, method="hidden")[0]
