@@ -12,20 +12,15 @@ runs. Each returns a tuple of RunConfigs without doubles. Which runs there are i
 is found when they are launched.
 """
 
-import contextlib
 import dataclasses
 import functools
-import importlib
-import importlib.util
 import inspect
 import itertools
 import math
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from models.config import ModelConfig, replace
@@ -36,6 +31,7 @@ from scaling.fields import from_plain, leaves, parts, replaced, value_at
 from scaling.folder import write_atomically
 from scaling.provenance import digest
 from sweeps.cost import table_of_ends
+from sweeps.definition import defined
 
 Runs = tuple[RunConfig, ...]
 Rule = Callable[[RunConfig], RunConfig]
@@ -286,59 +282,14 @@ def load_sweep(name: str, dial: float | None = None) -> tuple[str, Sweep]:
     """
     if dial is not None and not (isinstance(dial, (int, float)) and 0 < dial < math.inf):
         raise InputError(f"dial = {dial!r}: expected a positive number, which multiplies the sweep's compute")
-    if name.endswith(".py"):
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"sweep file {name!r}: not found")
-        spec = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        short, execute = path.stem, lambda: spec.loader.exec_module(module)
-    else:
-        if name not in library():
-            hint, names = did_you_mean(name, library()), ", ".join(library())
-            raise InputError(f"sweep {name!r}: no such sweep{hint} (there are {names}, or give a FILE.py)")
-        module, short, execute = importlib.import_module(f"sweeps.library.{name}"), name, lambda: None
-    search = list(sys.path)
-    sys.path.insert(0, str(Path(name).resolve().parent))  # its neighbours can be imported, as by a script
-    with interrupts() as interrupt:
-        try:
-            execute()
-            if not callable(getattr(module, "sweep", None)):
-                raise InputError(f"sweep file {name!r}: defines no function sweep() that returns a Sweep")
-            if dial is not None and "dial" not in inspect.signature(module.sweep).parameters:
-                raise InputError(f"sweep {name!r}: takes no dial; leave --dial out, or write it as `def sweep(dial=1)`")
-            sweep = module.sweep() if dial is None else module.sweep(dial=dial)
-        except InputError as error:
-            raise InputError(f"{name}: {error}" if name not in str(error) else str(error)) from None
-        except BaseException as error:  # SystemExit and the like too: it is the definition's mistake
-            if interrupt:
-                raise
-            raise InputError(f"sweep file {name!r}: failed with {type(error).__name__}: {error}") from None
-        finally:
-            sys.path[:] = search
-    if not isinstance(sweep, Sweep):
-        raise InputError(f"sweep file {name!r}: sweep() returned {type(sweep).__name__}, expected a Sweep")
-    return short, dataclasses.replace(sweep, definition=Path(module.__file__))
 
+    def make(module: ModuleType) -> Sweep:
+        if dial is not None and "dial" not in inspect.signature(module.sweep).parameters:
+            raise InputError(f"sweep {name!r}: takes no dial; leave --dial out, or write it as `def sweep(dial=1)`")
+        return module.sweep() if dial is None else module.sweep(dial=dial)
 
-@contextlib.contextmanager
-def interrupts() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C, which raises KeyboardInterrupt as ever: code within may raise that too."""
-    seen: list[int] = []
-
-    def interrupt(number: int, _: Any) -> None:
-        seen.append(number)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
-        yield seen
-        return
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
+    short, path, sweep = defined("sweep", "sweeps.library", name, Sweep, make)
+    return short, dataclasses.replace(sweep, definition=path)
 
 
 def keep_definition(sweep: Sweep, folder: Path) -> dict[str, Any]:
@@ -348,8 +299,3 @@ def keep_definition(sweep: Sweep, folder: Path) -> dict[str, Any]:
     content = sweep.definition.read_bytes()
     write_atomically(folder / "definition.py", content.decode(errors="replace"))
     return {"definition": {"file": sweep.definition.name, "digest": digest(content)}}
-
-
-def library() -> list[str]:
-    """The names of the sweeps in sweeps/library; a file whose name begins with an underscore is no sweep."""
-    return sorted(p.stem for p in (Path(__file__).parent / "library").glob("*.py") if not p.stem.startswith("_"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +11,9 @@ from analysis.files import write_text
 from analysis.fitting.problem import MANY
 from analysis.laws.forms import LAWS
 from analysis.report.findings import Findings, n_sensitivity
-from analysis.report.plots import figures_of, to_svg
-from analysis.text import printable, text_table
+from analysis.report.markup import escaped, html_figure, html_list, html_table, page_of
+from analysis.report.plots import figures_of
+from analysis.text import text_table
 
 _MOST_RUNS = 500
 _MOST_HELD = 50  # in a terminal
@@ -76,21 +75,16 @@ def write_report(
     held = _held_rows(findings)
     heads = ("N", "D", "FLOPs", "predicted", "90 % interval", "measured", "error")
     body = (
-        f"<h1>{_escaped(title)}</h1><p class=lead>{_escaped(_lead(findings))}.</p>",
-        "<h2>Before you believe it</h2>" + _html_list((*findings.doubts, *_notes(findings), *checks)),
-        "<h2>Held-out runs</h2>" + _html_table(heads, held) if held else "",
+        f"<h1>{escaped(title)}</h1><p class=lead>{escaped(_lead(findings))}.</p>",
+        "<h2>Before you believe it</h2>" + html_list((*findings.doubts, *_notes(findings), *checks)),
+        "<h2>Held-out runs</h2>" + html_table(heads, held) if held else "",
         _figures_section(figures_of(findings.runs, findings.fit) if figures is None else figures),
         _laws_section(findings),
         _sensitivity_section(findings),
-        "<h2>Checklist</h2>" + _html_table(("", "item", "answer"), _checklist(findings, facts or {})),
+        "<h2>Checklist</h2>" + html_table(("", "item", "answer"), _checklist(findings, facts or {})),
         "<h2>Runs</h2>" + _runs_table(findings),
     )
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_escaped(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
-        f"<body>{''.join(body)}</body></html>\n"
-    )
-    return write_text(path, page)
+    return write_text(path, page_of(title, body))
 
 
 def _held_rows(findings: Findings) -> list[tuple[str, ...]]:
@@ -126,26 +120,22 @@ def _figures_section(figures: Mapping) -> str:
         "compute": "loss against compute with the compute-optimal frontier",
         "tokens": "loss against tokens for each N",
     }
-    pictures = {name: base64.b64encode(to_svg(figures[name]).encode()).decode() for name in captions}
-    return "".join(
-        f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{pictures[name]}"></figure>'
-        for name, caption in captions.items()
-    )
+    return "".join(html_figure(figures[name], caption) for name, caption in captions.items())
 
 
 def _laws_section(findings: Findings) -> str:
     parts = [
         "<h2>Laws</h2>",
-        _html_table(("law", "held-out error", "in 90 % interval", "validation error", "note"), _law_rows(findings)),
+        html_table(("law", "held-out error", "in 90 % interval", "validation error", "note"), _law_rows(findings)),
         "<p>Validation: fit the cheaper runs, predict those of up to 4 times the compute, at many cuts inside the "
         "fitted part. The law is chosen by it alone; a simpler law within 10 % of the best wins.</p>",
     ]
     for law in dict.fromkeys((findings.law, "chinchilla")):
         if law in findings.fits:
-            summary = "\n".join(map(_escaped, findings.fits[law].summary().split("\n")))
+            summary = "\n".join(map(escaped, findings.fits[law].summary().split("\n")))
             parts += [
-                f"<h2>Parameters, {_escaped(law)}</h2><p><code>L = {_escaped(LAWS[law].text)}</code></p>",
-                _html_table(("parameter", "estimate", "90 % interval"), _param_rows(findings, law)),
+                f"<h2>Parameters, {escaped(law)}</h2><p><code>L = {escaped(LAWS[law].text)}</code></p>",
+                html_table(("parameter", "estimate", "90 % interval"), _param_rows(findings, law)),
                 f"<details><summary>Summary</summary><pre>{summary}</pre></details>",
             ]
     return "".join(parts)
@@ -166,7 +156,7 @@ def _sensitivity_section(findings: Findings) -> str:
         return ""
     return (
         "<h2>What N counts</h2><p>The exponent a of the compute-optimal size, N* ~ C<sup>a</sup>, C = 6ND.</p>"
-        + _html_table(("N", "law", "a", "90 % interval", "held-out error"), rows)
+        + html_table(("N", "law", "a", "90 % interval", "held-out error"), rows)
     )
 
 
@@ -218,22 +208,6 @@ def _params_table(findings: Findings, law: str) -> str:
 
 def _table(heads, rows) -> str:
     return text_table([heads, *rows], left=1, indent=2)
-
-
-def _html_table(heads, rows) -> str:
-    head = "".join(f"<th>{_escaped(cell)}</th>" for cell in heads)
-    lines = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def _html_list(lines) -> str:
-    items = "".join(f"<li class=note>{_escaped(line)}</li>" for line in lines)
-    return f"<ul>{items}</ul>" if items else "<p>No check found anything.</p>"
-
-
-def _escaped(text) -> str:
-    """Anything as text of a page: no markup of a run's name or a title is one here."""
-    return html.escape(printable(str(text)))
 
 
 def _checklist(findings: Findings, facts: Mapping):
@@ -289,17 +263,4 @@ def _runs_table(findings: Findings) -> str:
             table[column] = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in values]
     cut = len(findings.runs) > len(runs)
     more = f"<p>The first {len(runs)} of {len(findings.runs)} runs.</p>" if cut else ""
-    return more + _html_table(table.columns, table.to_numpy())
-
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:56rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin-bottom:.4rem}h2{font-size:1.15rem;margin-top:2rem}
-.lead{font-size:1.05rem}.note{color:#8a4b00}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e4e4e4;vertical-align:top}
-th{border-bottom:1.5px solid #888}
-figure{margin:1.2rem 0}img{max-width:100%;height:auto}
-pre,code{font-size:.85rem}pre{overflow-x:auto;background:#f7f7f7;padding:.8rem}
-"""
+    return more + html_table(table.columns, table.to_numpy())

@@ -13,7 +13,7 @@ from analysis.errors import InputError as AnalysisInputError
 from analysis.text import printable
 from models.errors import InputError, did_you_mean
 from scaling.exit_codes import BAD_INPUT, DONE, FAILED, PREEMPTED
-from sweeps.cli import bench, curves, fit, predict, report, runs, tuning, validate
+from sweeps.cli import bench, curves, fit, predict, report, runs, study, tuning, validate
 from sweeps.cli import sweep as sweep_commands
 from sweeps.cli.parse import Parser, add_execution, as_text, command, fail, metavar, number, positive, reader, whole
 
@@ -236,6 +236,7 @@ def print_progress(state: dict) -> None:
 COMMANDS = {
     "train": (cmd_train, "train one run"),
     "sweep": (sweep_commands.cmd_sweep, "train a sweep over N and D"),
+    "study": (study.cmd_study, "train, ask and judge a study, its claims written down first"),
     "status": (sweep_commands.cmd_status, "how a sweep stands"),
     "table": (runs.cmd_table, "the runs of folders as one table, or as CSV"),
     "diff": (runs.cmd_diff, "in what two runs or two sweeps differ"),

@@ -11,19 +11,20 @@ import pytest
 from models.errors import InputError
 from models.sizing import counts
 from scaling.engine.schedules import learning_rates
-from sweeps.define import Sweep, library, load_sweep
+from sweeps.define import Sweep, load_sweep
+from sweeps.definition import names_in
 from sweeps.launch.prepare import check_sweep
 from sweeps.library import _family, critical_batch
 from sweeps.plan import ledger, plan
 
-DIALLED = [name for name in library() if not name.startswith("quickstart")]
+DIALLED = [name for name in names_in("sweeps.library") if not name.startswith("quickstart")]
 
 
 def flops(sweep: Sweep) -> float:
     return sum(config.flops for config in sweep.runs)
 
 
-@pytest.mark.parametrize("name", library())
+@pytest.mark.parametrize("name", names_in("sweeps.library"))
 def test_sweeps_are_pure_whole_and_documented(name):
     short, sweep = load_sweep(name)
     assert short == name
@@ -35,7 +36,7 @@ def test_sweeps_are_pure_whole_and_documented(name):
     assert "esult: " in documentation or "not yet run" in documentation
 
 
-@pytest.mark.parametrize("name", library())
+@pytest.mark.parametrize("name", names_in("sweeps.library"))
 def test_sweeps_can_be_trained_on_the_default_corpus(name):
     assert len(check_sweep(load_sweep(name)[1])) == len(load_sweep(name)[1].runs)
 

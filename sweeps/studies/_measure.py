@@ -1,0 +1,76 @@
+"""The long table of measurements: a row for each value that was measured on a finished run. No JAX here.
+
+Columns: those of the run (sweeps/table.py), `evaluation` (the label of what was asked, "result" for the run's own
+validation), `metric`, `value`, `stderr`, `n` (what the value is a mean over), and the axes of the evaluation, such as
+k. An axis named like a column of the run stands under `asked_NAME`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from models.errors import InputError
+from scaling.config import RunConfig
+from scaling.failure import read_failure
+from sweeps.studies._study import EvaluationSpec
+from sweeps.table import table
+
+RESULT = "result"  #: the evaluation that each run brings along: its validation loss
+
+Asked = tuple[str, str]  # run id, label of the evaluation
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a study has measured so far. lacking: run id -> why it, or an evaluation of it, has no value."""
+
+    table: pd.DataFrame
+    lacking: Mapping[str, str]
+    flops: float  #: spent on asking
+
+
+def measure(
+    folder: Path, configs: Sequence[RunConfig], specs: Sequence[EvaluationSpec], workers: int | None
+) -> Measured:
+    """Asks the finished runs of a study's folder what has not been asked yet, and gathers all values."""
+    runs = table(folder).set_index("run", drop=False)
+    lacking = {}
+    for config in configs:
+        run = config.run_id
+        status = runs.loc[run, "status"] if run in runs.index else "not begun"
+        if status != "finished":
+            failure = read_failure(folder / "runs" / run)
+            lacking[run] = failure.reason if failure else status
+    finished = [config for config in configs if config.run_id not in lacking]
+    asked = [(config.run_id, spec) for config in finished for spec in specs if spec.asks(config)]
+    values, failed, flops = evaluated(folder, asked, workers)
+    for (run, label), reason in failed.items():
+        lacking.setdefault(run, f"evaluation {label}: {reason}")
+    own = {(run, RESULT): [{"metric": "loss", "value": runs.loc[run, "loss"]}] for run in (c.run_id for c in finished)}
+    return Measured(joined(runs, own | values), lacking, flops)
+
+
+def evaluated(
+    folder: Path, asked: Sequence[tuple[str, EvaluationSpec]], workers: int | None
+) -> tuple[dict[Asked, list[dict[str, Any]]], dict[Asked, str], float]:
+    """(rows, why there are none, FLOPs of asking) of each (run id, evaluation)."""
+    if asked:
+        raise InputError(f"evaluation {asked[0][1].name!r}: evaluations are not executed by this version")
+    return {}, {}, 0.0
+
+
+def joined(runs: pd.DataFrame, values: Mapping[Asked, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
+    """The long table, from the table of runs (indexed by run) and the rows of each evaluation."""
+    rows = []
+    for (run, label), measured in values.items():
+        for row in measured:
+            axes = {f"asked_{name}" if name in runs.columns else name: value for name, value in row.items()}
+            rows.append({"run": run, "evaluation": label, "stderr": None, "n": None} | axes)
+    columns = ["run", "evaluation", "metric", "value", "stderr", "n"]
+    long = pd.DataFrame(rows, columns=[*columns, *sorted({name for row in rows for name in row}.difference(columns))])
+    for name in ("value", "stderr", "n"):
+        long[name] = pd.to_numeric(long[name])
+    return runs.reset_index(drop=True).merge(long, on="run", validate="one_to_many")
