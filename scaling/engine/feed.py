@@ -11,9 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.errors import InputError
-from scaling.config import DataConfig, RunConfig
-from scaling.data.batches import columns, cut, train_starts, valid_starts
-from scaling.data.store import TokenStore
+from scaling.config import DataConfig, RunConfig, check_fits
+from scaling.data.batches import Store, batch_at, columns, cut, train_starts, valid_starts
+from scaling.data.sources import is_task
+from scaling.data.store import TokenStore, open_store
+from scaling.data.task import TaskStore
 from scaling.engine.program import CHUNK_STEPS, objective_of, validation_windows
 from scaling.engine.schedules import learning_rates, weight_decays
 from scaling.engine.sharding import batch_sharding, replicated
@@ -27,7 +29,7 @@ class Feed:
     """A run, and all that its batches follow from."""
 
     config: RunConfig
-    store: TokenStore
+    store: Store
     objective: Objective
     lr: np.ndarray  #: of every step
     decay: np.ndarray  #: of every step
@@ -35,10 +37,10 @@ class Feed:
     counted: float  #: losses among them: the run's loss is their mean
 
 
-def feed(config: RunConfig, store: TokenStore) -> Feed:
-    """Raises InputError where the corpus does not have what the objective wants."""
+def feed(config: RunConfig, store: Store) -> Feed:
+    """Raises InputError where corpus or task does not have what the objective wants."""
     objective, starts = objective_of(config), valid_starts(config, store)
-    columns(store, objective, "train")
+    batch_at(store, objective, "train", np.zeros(1, int), config.data.seq_len)
     losses = counted(store, objective, replace(config.data, seed=0))
     if not losses:
         raise InputError(
@@ -49,15 +51,20 @@ def feed(config: RunConfig, store: TokenStore) -> Feed:
 
 
 @functools.lru_cache(maxsize=8)
-def counted(store: TokenStore, objective: Objective, data: DataConfig) -> float:
+def counted(store: Store, objective: Objective, data: DataConfig) -> float:
     """How many losses the objective counts in the windows that runs on `data` validate on."""
-    starts, part, T = valid_starts(RunConfig(data=data), store), columns(store, objective, "valid"), data.seq_len
-    return sum(objective.counted(cut(part, starts[at : at + 1024], T)) for at in range(0, len(starts), 1024))
+    starts, T = valid_starts(RunConfig(data=data), store), data.seq_len
+    parts = (starts[at : at + 1024] for at in range(0, len(starts), 1024))
+    return sum(objective.counted(batch_at(store, objective, "valid", part, T)) for part in parts)
 
 
 def example_window(config: RunConfig, objective: Objective) -> dict[str, np.ndarray]:
-    """What a batch holds of one window, [1, ...], made of no corpus: for its shapes and types."""
-    T, vocab = config.data.seq_len, config.model.vocab_size
+    """What a batch holds of one window, [1, ...], for its shapes and types; made of no corpus, but of a task."""
+    T, vocab, data = config.data.seq_len, config.model.vocab_size, config.data
+    if is_task(data.source):
+        store = open_store(data.source, data.tokenizer, valid_fraction=data.valid_fraction)
+        check_fits(config, store)
+        return batch_at(store, objective, "train", np.zeros(1, int), T)
     tokens = np.arange(max(vocab, T + 1)) % vocab
     store = SimpleNamespace(vocab_size=vocab, source=config.data.source)
     return cut({"tokens_BU": tokens, **objective.columns(tokens, store)}, np.zeros(1, int), T)
@@ -74,38 +81,50 @@ def inputs(feed: Feed, mesh: Mesh, step: int, n: int) -> tuple[Any, np.ndarray, 
     lr_X, decay_X = np.zeros((2, X), np.float32)
     lr_X[:n], decay_X[:n] = feed.lr[step : step + n], feed.decay[step : step + n]
     key = {"seed": np.uint32(config.seed), "first": np.int32(step)} if feed.objective.random else {}
-    whole = columns(feed.store, feed.objective)
-    fits = sum(column.nbytes for column in whole.values()) <= RESIDENT_BYTES
-    if mesh.size == 1 and fits and len(feed.store.train) < 2**31:
+    if rests_on(mesh, feed.store, feed.objective):
         start_XB = np.zeros((X, config.batch_size), np.int32)
         start_XB[:n] = starts
         return {"whole": resident(feed.store, feed.objective, mesh), "start_XB": start_XB, **key}, lr_X, decay_X
 
-    def array(name: str) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            """What a device holds: of the steps that are run, and of its windows."""
-            local = starts[:, index[1]]
-            windows = cut({name: whole[name]}, local.ravel(), T)[name]
-            part_X = np.zeros((X, local.shape[1], windows.shape[1]), windows.dtype)
-            part_X[:n] = windows.reshape(n, *part_X.shape[1:])
-            return part_X
+    @functools.cache
+    def rows(first: int | None, last: int | None) -> dict[str, np.ndarray]:
+        """What a device holds: of the steps that are run, and of its windows."""
+        local = starts[:, first:last]
+        batch = batch_at(feed.store, feed.objective, "train", local.ravel(), T)
+        return {name: pad(x.reshape(*local.shape, *x.shape[1:]), X) for name, x in batch.items()}
 
-        shape = (X, config.batch_size, T + 1 if name.endswith("U") else T)
-        return jax.make_array_from_callback(shape, batch_sharding(mesh, axis=1), part)
+    if mesh.size == 1:
+        return {"batch_X": rows(None, None), **key}, lr_X, decay_X
 
-    return {"batch_X": {name: array(name) for name in whole}, **key}, lr_X, decay_X
+    def array(name: str, shape: tuple[int, ...]) -> jax.Array:
+        part = lambda index: rows(index[1].start, index[1].stop)[name]  # noqa: E731
+        return jax.make_array_from_callback((X, config.batch_size, *shape), batch_sharding(mesh, axis=1), part)
+
+    shapes = {n: x.shape[1:] for n, x in batch_at(feed.store, feed.objective, "train", starts[0, :1], T).items()}
+    return {"batch_X": {name: array(name, shape) for name, shape in shapes.items()}, **key}, lr_X, decay_X
+
+
+def rests_on(mesh: Mesh, store: Store, objective: Objective) -> bool:
+    """Whether the windows are cut on the device, from columns that lie there."""
+    if mesh.size > 1 or isinstance(store, TaskStore) or len(store.train) >= 2**31:
+        return False
+    return sum(column.nbytes for column in columns(store, objective).values()) <= RESIDENT_BYTES
+
+
+def pad(x: np.ndarray, length: int) -> np.ndarray:
+    """With zeros along the first axis."""
+    return np.pad(x, ((0, length - len(x)), *[(0, 0)] * (x.ndim - 1)))
 
 
 def validation_batches(feed: Feed, mesh: Mesh) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """(batch, weight_B) of all windows that are validated on, the last batch padded with windows of no weight."""
     T = feed.config.data.seq_len
     size = validation_windows(T, mesh)
-    part = columns(feed.store, feed.objective, "valid")
     for at in range(0, len(feed.valid_starts), size):
-        batch = cut(part, feed.valid_starts[at : at + size], T)
-        weight_B = np.zeros(size, np.float32)
-        weight_B[: len(batch["tokens_BU"])] = 1.0
-        yield {name: np.pad(x, ((0, size - len(x)), (0, 0))) for name, x in batch.items()}, weight_B
+        start_B = feed.valid_starts[at : at + size]
+        batch = batch_at(feed.store, feed.objective, "valid", start_B, T)
+        weight_B = pad(np.ones(len(start_B), np.float32), size)
+        yield {name: pad(x, size) for name, x in batch.items()}, weight_B
 
 
 @functools.lru_cache(maxsize=2)

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 
 from models.errors import InputError
 from scaling.config import RunConfig, canonical_json, check_fits
-from scaling.data.store import TokenStore, open_store
+from scaling.data.batches import Store
+from scaling.data.store import open_store
 from scaling.engine.feed import Feed, feed, inputs, spread, validation_batches
 from scaling.engine.hosts import agree, by_first_host, first_host
 from scaling.engine.lease import Busy, Held, lease
@@ -97,7 +98,7 @@ def check(config: RunConfig, folder: Path, execution: Execution, mesh: Mesh) -> 
     return feed(config, store)
 
 
-def begin(config: RunConfig, folder: Path, store: TokenStore, report: Callable[[str], None]) -> None:
+def begin(config: RunConfig, folder: Path, store: Store, report: Callable[[str], None]) -> None:
     """The run's folder, ready to be trained in. The caller holds the lease."""
     folder.mkdir(parents=True, exist_ok=True)
     check_links(folder)
@@ -117,7 +118,7 @@ def begin(config: RunConfig, folder: Path, store: TokenStore, report: Callable[[
     (folder / "failed.json").unlink(missing_ok=True)
 
 
-def check_corpus(folder: Path, store: TokenStore, report: Callable[[str], None]) -> None:
+def check_corpus(folder: Path, store: Store, report: Callable[[str], None]) -> None:
     """Pins the run to the corpus it began with. Raises InputError where a newer version of it is installed.
 
     Where the file is damaged, nobody knows that corpus: the states of a run that is not over are set aside with it.

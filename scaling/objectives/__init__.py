@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from models.errors import InputError
 from scaling import by_file
 
 
@@ -47,9 +48,30 @@ class Objective:
         """
         return {}
 
+    def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a batch holds of the rows of a task (scaling.data.task.Task.rows), int32 and float32.
+
+        Raises InputError where they do not have it.
+        """
+        raise InputError(f"objective.name: {type(self).__name__} does not train on a task; take a corpus of text")
+
     def whole(self, batch: Any) -> Any:
         """The batch after what must be known of all of it, before it is accumulated in parts."""
         return batch
+
+
+def tokens_of(rows: dict[str, np.ndarray]) -> np.ndarray:
+    """tokens_BU of rows that are sequences. Raises InputError where they are pairs."""
+    if "tokens_BU" not in rows:
+        raise InputError("objective.name: this task gives pairs, which only an objective on pairs (reward, dpo) takes")
+    return rows["tokens_BU"]
+
+
+def mean_one(weight_BT: Any) -> Any:
+    """Weights with a mean of 1 over a batch, so that parts of it with few of them count for few; zeros stay zeros."""
+    import jax.numpy as jnp
+
+    return weight_BT * (weight_BT.size / jnp.maximum(jnp.sum(weight_BT), 1.0))
 
 
 def names() -> tuple[str, ...]:

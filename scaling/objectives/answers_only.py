@@ -1,7 +1,8 @@
 """Answers only: the mean cross-entropy of the tokens that answer, as in instruction tuning; the prompt is only read.
 
-On a text corpus an answer is what follows `marker` in a line, up to and with the line's end: of "2 + 3 = 5" and marker
-"=", the " 5" and the new line. Positions are found in the whole corpus, so a window may begin within an answer.
+A task says itself which tokens answer. On a text corpus an answer is what follows `marker` in a line, up to and with
+the line's end: of "2 + 3 = 5" and marker "=", the " 5" and the new line. Positions are found in the whole corpus, so a
+window may begin within an answer.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from scaling.objectives import Objective
+from scaling.objectives import Objective, mean_one, tokens_of
 
 BLOCK = 2**22  # tokens looked at together: bounds the memory
 
@@ -19,7 +20,7 @@ BLOCK = 2**22  # tokens looked at together: bounds the memory
 class AnswersOnly(Objective):
     """Batch: tokens_BU, and weight_BT of the targets, 0 or 1 (or between). Mean over the weighted tokens."""
 
-    marker: str = "="  #: the character after which a line answers; with data.tokenizer = bytes
+    marker: str = "="  #: the character after which a line answers; with data.tokenizer = bytes; not of a task
 
     metrics = ("loss", "answer_share")
     weighted_by = "answer_share"
@@ -29,13 +30,8 @@ class AnswersOnly(Objective):
             raise InputError(f"objective.options: marker = {self.marker!r}: expected one ASCII character")
 
     def whole(self, batch: Any) -> Any:
-        """Weights with a mean of 1 over the batch, so that parts of it with few answers count for few; a batch without
-        an answer trains nothing.
-        """
-        import jax.numpy as jnp
-
-        weight_BT = batch["weight_BT"]
-        return batch | {"weight_BT": weight_BT * (weight_BT.size / jnp.maximum(jnp.sum(weight_BT), 1.0))}
+        """A batch without an answer trains nothing."""
+        return batch | {"weight_BT": mean_one(batch["weight_BT"])}
 
     def loss(self, apply: Any, params: Any, frozen: Any, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
         import jax.numpy as jnp
@@ -48,6 +44,9 @@ class AnswersOnly(Objective):
 
     def counted(self, batch: Any) -> float:
         return float(batch["weight_BT"].sum(dtype=np.float64))
+
+    def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"tokens_BU": tokens_of(rows), "weight_BT": rows["answer_BT"].astype(np.float32)}
 
     def columns(self, tokens: np.ndarray, store: Any) -> dict[str, np.ndarray]:
         if store.vocab_size != 256:

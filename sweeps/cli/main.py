@@ -180,7 +180,8 @@ def cmd_train(argv: list[str]) -> int:
     if not result.finished:
         print(f"diverged at step {result.diverged_at_step}; lower optim.lr and train into another folder")
         return FAILED
-    print(f"loss {result.loss:.4f} nats/token, {result.bits_per_byte:.4f} bits/byte on the validation split")
+    per_byte = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits/byte"
+    print(f"loss {result.loss:.4f} nats/token{per_byte} on the validation split")
     return DONE
 
 

@@ -1,9 +1,10 @@
-"""Where text comes from: a file for each kind of source, named by the word before a spec's colon (docs/data.md).
+"""Where tokens come from: a file for each kind of source, named by the word before a spec's colon (docs/data.md).
 
 A file defines
 
-    USAGE = "NAME:WHAT FOLLOWS"
-    source(spec: str, rest: str, cache: Path) -> Source     `rest` is what follows the colon
+    USAGE = "NAME:WHAT FOLLOWS", or "NAME[:OPTIONS]"
+    source(spec: str, rest: str, cache: Path) -> Source     of text; `rest` is what follows the colon
+    or task(spec: str, rest: str, cache: Path) -> Task      of rows with answers (scaling/data/task.py)
 
 To open a source is cheap and touches no text but that of local files, which are hashed: its version alone decides
 whether a token store is still the right one.
@@ -15,9 +16,11 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 from models.errors import InputError, did_you_mean
 from scaling.data.cache import cache_root
+from scaling.data.task import Task
 from scaling.data.tokenizers import clean
 
 
@@ -43,20 +46,33 @@ class Source:
             raise InputError(f"source: {self.spec!r} holds no text; every document is empty")
 
 
-def open_source(spec: str, cache_dir: Path | None = None) -> Source:
+def open_source(spec: str, cache_dir: Path | None = None) -> Source | Task:
     """The source that a spec names: `sotu`, `tfds:NAME[/CONFIG][:VERSION][?OPTIONS]`, `text:GLOB[?field=NAME]`, or that
-    of another file here.
+    of another file here; a task where the file gives one.
 
     A TFDS dataset that is not there yet is prepared first. Prepared text lies under `cache_dir` (see cache_root).
-    Raises InputError where the spec is unknown, or names no file, dataset, split or field.
+    Raises InputError where the spec is unknown, or names no file, dataset, split, field or option.
     """
     kind, colon, rest = spec.partition(":")
-    kinds = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    files = {name: importlib.import_module(f"{__name__}.{name}") for name in kinds}
-    if kind not in files or bool(colon) != (":" in files[kind].USAGE) or (colon and not rest):
+    files = kinds()
+    usage = getattr(files.get(kind), "USAGE", "")
+    fits = "[:" in usage or bool(colon) == (":" in usage)
+    if kind not in files or not fits or (colon and not rest):
         known = ", ".join(repr(file.USAGE) for file in files.values())
-        raise InputError(f"source: unknown {spec!r}{did_you_mean(kind, kinds)} (known: {known})")
-    return files[kind].source(spec, rest, cache_root(cache_dir))
+        raise InputError(f"source: unknown {spec!r}{did_you_mean(kind, files)} (known: {known})")
+    file = files[kind]
+    return (file.task if hasattr(file, "task") else file.source)(spec, rest, cache_root(cache_dir))
+
+
+def is_task(spec: str) -> bool:
+    """Whether a spec's kind gives rows with answers rather than text."""
+    return hasattr(kinds().get(spec.partition(":")[0]), "task")
+
+
+def kinds() -> dict[str, ModuleType]:
+    """The files here by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
 
 
 def options_of(spec: str, rest: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
