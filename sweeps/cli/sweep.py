@@ -73,6 +73,7 @@ def cmd_sweep(argv: list[str]) -> int:
 def launch(args: argparse.Namespace, name: str, sweep, folder: Path, placement, execution) -> int:
     """Trains what is missing; the exit code."""
     from scaling.trust import hooks
+    from sweeps.asking import ask
     from sweeps.folder import named_runs
     from sweeps.launch import local
     from sweeps.launch.engine import worker_command
@@ -93,6 +94,7 @@ def launch(args: argparse.Namespace, name: str, sweep, folder: Path, placement, 
     earlier = named_runs(folder)
     with heartbeat(f"planning {len(sweep.runs):,} runs"):
         prepare(name, sweep, folder)
+        ask(folder)
         units = write_launch(sweep, folder, execution, not args.no_sharing)
         finished = finished_runs(folder, sweep.runs)
     if dropped := earlier - units.keys():
@@ -115,7 +117,7 @@ def launch(args: argparse.Namespace, name: str, sweep, folder: Path, placement, 
     say(f"{name}: {ends} in {time.monotonic() - began:.0f} s")
     if state.failed:
         say("launch the sweep again to try the failed runs once more")
-    return DONE if state.finished == len(sweep.runs) else FAILED
+    return DONE if state.finished == len(sweep.runs) and not state.evaluations.failed else FAILED
 
 
 @contextlib.contextmanager
@@ -226,13 +228,13 @@ class Progress:
             say(f"{line}  {left}" if left else line)
 
     def share(self, state) -> float:
-        return (state.done_flops + sum(state.partial_flops.values())) / state.total_flops
+        return (state.done_flops + sum(state.partial_flops.values())) / (state.total_flops or 1.0)
 
     def time_left(self, state) -> str:
         """From this launch's own pace, FLOPs of runs under way counted in."""
         from sweeps.cost import duration
 
-        share, began = self.share(state), state.began_flops / state.total_flops
+        share, began = self.share(state), state.began_flops / (state.total_flops or 1.0)
         if share - began < 0.005 or state.seconds < 5:
             return ""
         return f"about {duration(state.seconds * (1 - share) / (share - began))} left"

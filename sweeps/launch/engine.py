@@ -16,6 +16,7 @@ from models.errors import InputError
 from scaling.failure import read_failure
 from scaling.result import read_result
 from sweeps.folder import read_description
+from sweeps.launch.asking import NONE, Asking, Open
 from sweeps.launch.placement import Placement
 
 MOST_WORKERS = 8  # where the placement does not say how many
@@ -29,19 +30,27 @@ class Standing:
     finished: int
     diverged: int
     failed: dict[str, str]  #: run id -> reason, of runs without a result
+    evaluations: Open = NONE  #: of the finished runs
 
     @property
     def left(self) -> int:
-        return self.runs - self.finished - self.diverged
+        """Runs to train and evaluations to make."""
+        return self.runs - self.finished - self.diverged + self.evaluations.left
 
     def __str__(self) -> str:
-        return f"{self.runs} runs: {self.finished} finished, {self.diverged} diverged, {self.left} left"
+        left = self.left - self.evaluations.left
+        runs = f"{self.runs} runs: {self.finished} finished, {self.diverged} diverged, {left} left"
+        if not self.evaluations.wanted:
+            return runs
+        failed = f", {len(self.evaluations.failed)} failed" if self.evaluations.failed else ""
+        return f"{runs}; {self.evaluations.answered} of {self.evaluations.wanted} evaluations{failed}"
 
 
-def standing(folder: Path, known: dict[str, str] | None = None) -> Standing:
+def standing(folder: Path, known: dict[str, str] | None = None, asking: Asking | None = None) -> Standing:
     """How the sweep stands now. Raises InputError where the folder is not that of a sweep.
 
-    known: run id -> status of runs that are over, which are not looked at again; what is found is added to it.
+    known: run id -> status of runs that are over, which are not looked at again; what is found is added to it. asking:
+    likewise, of evaluations.
     """
     known = {} if known is None else known
     runs, failed = read_description(folder).runs, {}
@@ -59,13 +68,16 @@ def standing(folder: Path, known: dict[str, str] | None = None) -> Standing:
         except InputError as error:  # a damaged result
             failed[run] = str(error)
     count = Counter(known[run] for run in runs if run in known)
-    return Standing(len(runs), count["finished"], count["diverged"], failed)
+    return Standing(len(runs), count["finished"], count["diverged"], failed, (asking or Asking(folder)).standing())
 
 
-def worker_command(folder: Path, hooks: Sequence[str] = ()) -> list[str]:
-    """`hooks`: those of the definition; the worker trains no run of the folder that names another."""
+def worker_command(folder: Path, hooks: Sequence[str] = (), training: bool = True) -> list[str]:
+    """`hooks`: those of the definition; the worker trains no run of the folder that names another. `training`: else it
+    only asks what is finished.
+    """
     allowed = [word for hook in hooks for word in ("--allow-hook", hook)]
-    return [sys.executable, "-m", "sweeps.launch.worker", str(folder.absolute()), *allowed]
+    only = [] if training else ["--only-evaluate"]
+    return [sys.executable, "-m", "sweeps.launch.worker", str(folder.absolute()), *allowed, *only]
 
 
 def workers_wanted(placement: Placement, runs_left: int) -> int:
@@ -78,14 +90,17 @@ def follow(folder: Path, alive: Callable[[], int], show: Callable[[str], None], 
     alive(): the number of workers that wait or work.
     """
     known: dict[str, str] = {}
+    asking = Asking(folder)
     shown: Standing | None = None
     while True:
         workers = alive()  # asked first: what the last worker did before it left is then seen
-        now = standing(folder, known)
+        now = standing(folder, known, asking)
         if now != shown:
             show(f"{now} ({workers} workers)")
             for run in now.failed.keys() - (shown.failed if shown else {}).keys():
                 show(f"run {run} failed: {now.failed[run]}")
+            for pair in now.evaluations.failed.keys() - (shown.evaluations.failed if shown else {}).keys():
+                show(f"evaluation {pair[1]} of run {pair[0]} failed: {now.evaluations.failed[pair]}")
             shown = now
         if now.left == 0 or workers == 0:
             return now

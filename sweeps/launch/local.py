@@ -25,6 +25,7 @@ from scaling.trust import hooks
 from sweeps.cost import remember_speed
 from sweeps.define import Sweep
 from sweeps.folder import Launches
+from sweeps.launch.asking import NONE, Asking, Open
 from sweeps.launch.engine import worker_command
 from sweeps.launch.prepare import write_launch
 from sweeps.launch.supervisor import GRACE_SECONDS, Start, Supervisor
@@ -44,6 +45,7 @@ class State:
     failed: dict[str, str] = field(default_factory=dict)
     partial_flops: dict[str, float] = field(default_factory=dict)  #: run id -> FLOPs done, of the runs under way
     seconds: float = 0.0
+    evaluations: Open = NONE
 
 
 def launch(
@@ -66,7 +68,8 @@ def run_pool(
     show: Callable[[State, str], None] = lambda state, line: None,
     began: float | None = None,
 ) -> State:
-    """Trains what is missing of the planned sweep in `folder` by workers of this `command`.
+    """Trains what is missing of the planned sweep in `folder`, and makes what is missing of its evaluations, by workers
+    of this `command`.
 
     show(state, line): called at each event, with a line to print or "". `began`: time.monotonic() from which the launch
     is timed, by default now. On SIGTERM or Ctrl-C the workers save their state and SystemExit(75) is raised; a second
@@ -76,9 +79,10 @@ def run_pool(
     state = tally.state
     tally.count_finished()
     state.began_flops = state.done_flops
-    if len(tally.counted) == len(units):
+    left = len(units) - len(tally.counted)
+    if left + state.evaluations.left == 0:
         return state
-    places = placements(workers, len(units) - len(tally.counted))
+    places = placements(workers, left + state.evaluations.left)
     tally.workers = len(places)
     (folder / "logs").mkdir(exist_ok=True)
     starts = [start_at(place, command, folder / "logs" / f"worker-{i}.log") for i, place in enumerate(places)]
@@ -103,7 +107,7 @@ def run_pool(
             raise InputError(supervisor.stillborn[-1])
         tally.log.write(time.monotonic() - tally.began)
         tally.count_finished()  # those that another launcher trained
-        if stopping and len(tally.counted) + len(state.failed) < state.runs:
+        if stopping and (len(tally.counted) + len(state.failed) < state.runs or state.evaluations.left):
             raise SystemExit(PREEMPTED)
     return state
 
@@ -116,6 +120,7 @@ class Tally:
         self.state = State(sum(unit.flops for unit in units.values()), len(units))
         self.counted: set[str] = set()  # runs that are over
         self.log = Launches(folder)
+        self.asking = Asking(folder)
         self.workers = 1
 
     def say(self, line: str) -> None:
@@ -139,10 +144,14 @@ class Tally:
                 continue
             if result is not None:
                 self.count(run, result.status)
+        self.state.evaluations = self.asking.standing()
 
     def heard(self, event: dict[str, Any]) -> None:
         """Takes in a worker's event, and shows it."""
         kind, run = event["event"], event.get("run")
+        if kind in ("answered", "unanswered"):
+            self.say(self.answered(event) if kind == "answered" else self.unanswered(event))
+            return
         if run not in self.units:  # "ready", or of a run of another launch, which shows it
             return
         line = ""
@@ -171,6 +180,15 @@ class Tally:
             f"[{state.finished + state.diverged}/{state.runs}] N {config.counts.n_compute:,}  "
             f"D {config.trained_tokens:,}  {loss}  {timing['seconds']:.1f} s{branch}  ({config.run_id})"
         )
+
+    def answered(self, event: dict[str, Any]) -> str:
+        self.state.evaluations = now = self.asking.standing()
+        return f"[{now.answered}/{now.wanted}] {event['evaluation']} of run {event['run']}  {event['seconds']:.1f} s"
+
+    def unanswered(self, event: dict[str, Any]) -> str:
+        self.state.evaluations = self.asking.standing()
+        again = "; trying again" if event["again"] else ""
+        return f"evaluation {event['evaluation']} of run {event['run']} failed: {event['reason']}{again}"
 
     def failed(self, run: str, reason: str, again: bool) -> str:
         self.state.partial_flops.pop(run, None)

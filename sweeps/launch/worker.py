@@ -31,8 +31,11 @@ from scaling.folder import holds_only
 from scaling.result import RunResult
 from scaling.trust import check_hook, check_sweep_links
 from sweeps.folder import read_execution, restore_config
+from sweeps.launch.asking import Asking
 from sweeps.launch.queue import LATER, NOTHING, SHORTEST, Queue
 from sweeps.plan import Unit
+
+ASK = -3  # beside the queue's NOTHING and LATER: a finished run is asked
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cores", default="", help="cores to be pinned to, such as 0 or 0,1")
     parser.add_argument("--allow-hook", action="append", default=[], help="module:function that a run may name")
+    parser.add_argument("--only-evaluate", action="store_true", help="train nothing: ask the runs that are finished")
     args = parser.parse_args(argv)
     end_with_launcher()
     stop = threading.Event()
@@ -70,26 +74,38 @@ def main(argv: list[str] | None = None) -> int:
         channel.write(json.dumps({"event": event, **fields}) + "\n")
 
     say("ready")
-    return work(args.folder, execution, say, stop.is_set, args.allow_hook)
+    return work(args.folder, execution, say, stop.is_set, args.allow_hook, not args.only_evaluate)
 
 
 def work(
-    folder: Path, execution: Execution, say: Callable[..., None], stop: Callable[[], bool], hooks: Collection[str] = ()
+    folder: Path,
+    execution: Execution,
+    say: Callable[..., None],
+    stop: Callable[[], bool],
+    hooks: Collection[str] = (),
+    training: bool = True,
 ) -> int:
-    """Trains runs of the sweep in `folder` until none is left (0), or `stop()` is true and the state saved (75).
+    """Trains runs of the sweep in `folder`, and asks those that are finished what evaluations.json wants of them, until
+    nothing is left (0), or `stop()` is true and the state saved (75).
 
-    `hooks`: those that a run may name. Events said: begin, note, progress, done, preempted, failed; each with `run`. Of
-    several hosts that train together, the first chooses and the others follow.
+    `hooks`: those that a run may name. `training`: whether runs are trained, or only asked. Events said: begin, note,
+    progress, done, preempted, failed, answered, unanswered; each with `run`. Of several hosts that train together, the
+    first chooses and the others follow; it asks by itself.
     """
     from scaling.engine.hosts import agree, first_host
 
-    queue, leases = Queue(folder), Leases()
+    queue, leases, asking = Queue(folder), Leases(), Asking(folder)
     while True:
         queue.refresh()
         with contextlib.ExitStack() as stack:
-            chosen, held = NOTHING, None
+            chosen, held, asked = NOTHING, None, None
             if first_host():
-                chosen, held = (LATER, None) if stop() else queue.choose(stack, leases)
+                if stop():
+                    chosen = LATER
+                elif training:
+                    chosen, held = queue.choose(stack, leases)
+                if held is None and not stop() and (asked := asking.choose(stack, leases)):
+                    chosen = ASK
                 for run, failure in queue.refusals:
                     report_failure(run, failure, say)
                 queue.refusals.clear()
@@ -99,6 +115,10 @@ def work(
                 return PREEMPTED
             if chosen == NOTHING:
                 return 0
+            if chosen == ASK:
+                if asked:
+                    asking.ask(*asked, say, stop)
+                continue
             # Or hosts that do not all see the newest plan yet.
             apart = len(set(choices[:, 1])) > 1
             if chosen == LATER or apart:

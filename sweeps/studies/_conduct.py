@@ -21,15 +21,17 @@ from scaling.execution import Execution
 from scaling.folder import read_json, write_atomically
 from scaling.provenance import digest
 from scaling.trust import hooks
+from sweeps.asking import Asked, ask
 from sweeps.cost import duration
 from sweeps.define import Sweep
 from sweeps.folder import seconds_of_launches
 from sweeps.launch import local
+from sweeps.launch.asking import Asking
 from sweeps.launch.engine import worker_command
 from sweeps.launch.prepare import prepare, write_launch
 from sweeps.plan import finished_runs
 from sweeps.studies._measure import Measured, measure
-from sweeps.studies._study import Claim, Study, Verdict, write_claims, written_claims
+from sweeps.studies._study import Claim, EvaluationSpec, Study, Verdict, write_claims, written_claims
 from sweeps.summary import describe
 
 SHOWN = 3  # most failed runs that a note names
@@ -96,15 +98,20 @@ def conduct(
 
 
 def stage(name, study, folder, workers, show, made_with: str) -> tuple[int, Measured]:
-    """(how many runs were missing, what is measured) after the study's runs, as far as they are known, are trained."""
+    """(how many runs and evaluations were missing, what is measured) once all that is known of both is made."""
     sweep = Sweep(study.runs, definition=study.definition)
     prepare(name, sweep, folder)
     write_claims(study, folder, made_with)
-    missing = len(sweep.runs) - len(finished_runs(folder, sweep.runs))
+    ask(folder, [Asked(spec.config, runs) for spec in study.evaluations if (runs := asked_of(spec, study))])
+    missing = len(sweep.runs) - len(finished_runs(folder, sweep.runs)) + Asking(folder).standing().left
     if missing:
         units = write_launch(sweep, folder, Execution())
         local.run_pool(units, folder, worker_command(folder, hooks(sweep.runs)), workers, show)
-    return missing, measure(folder, study.runs, study.evaluations, workers)
+    return missing, measure(folder, study.runs, study.evaluations)
+
+
+def asked_of(spec: EvaluationSpec, study: Study) -> tuple[str, ...]:
+    return tuple(config.run_id for config in study.runs if spec.asks(config))
 
 
 def judged(claim: Claim, study: Study, measured: Measured) -> Verdict:

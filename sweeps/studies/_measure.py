@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from models.errors import InputError
 from scaling.config import RunConfig
+from scaling.evaluate import path_of, read_evaluation
 from scaling.failure import read_failure
+from sweeps.launch.asking import Asking
 from sweeps.studies._study import EvaluationSpec
 from sweeps.table import table
 
@@ -32,10 +33,8 @@ class Measured:
     flops: float  #: spent on asking
 
 
-def measure(
-    folder: Path, configs: Sequence[RunConfig], specs: Sequence[EvaluationSpec], workers: int | None
-) -> Measured:
-    """Asks the finished runs of a study's folder what has not been asked yet, and gathers all values."""
+def measure(folder: Path, configs: Sequence[RunConfig], specs: Sequence[EvaluationSpec]) -> Measured:
+    """Gathers all values of a study's folder."""
     runs = table(folder).set_index("run", drop=False)
     lacking = {}
     for config in configs:
@@ -46,7 +45,7 @@ def measure(
             lacking[run] = failure.reason if failure else status
     finished = [config for config in configs if config.run_id not in lacking]
     asked = [(config.run_id, spec) for config in finished for spec in specs if spec.asks(config)]
-    values, failed, flops = evaluated(folder, asked, workers)
+    values, failed, flops = evaluated(folder, asked)
     for (run, label), reason in failed.items():
         lacking.setdefault(run, f"evaluation {label}: {reason}")
     own = {(run, RESULT): [{"metric": "loss", "value": runs.loc[run, "loss"]}] for run in (c.run_id for c in finished)}
@@ -54,12 +53,21 @@ def measure(
 
 
 def evaluated(
-    folder: Path, asked: Sequence[tuple[str, EvaluationSpec]], workers: int | None
+    folder: Path, asked: Sequence[tuple[str, EvaluationSpec]]
 ) -> tuple[dict[Asked, list[dict[str, Any]]], dict[Asked, str], float]:
     """(rows, why there are none, FLOPs of asking) of each (run id, evaluation)."""
-    if asked:
-        raise InputError(f"evaluation {asked[0][1].name!r}: evaluations are not executed by this version")
-    return {}, {}, 0.0
+    rows, failed, flops = {}, {}, 0.0
+    asking = Asking(folder)
+    reasons = asking.standing().failed
+    for run, spec in asked:
+        path = path_of(folder / "runs" / run, spec.config)
+        if not path.exists():
+            failed[run, spec.label] = reasons.get((run, spec.config.key), "not made yet")
+            continue
+        result = read_evaluation(path)
+        rows[run, spec.label] = list(result.rows)
+        flops += result.flops
+    return rows, failed, flops
 
 
 def joined(runs: pd.DataFrame, values: Mapping[Asked, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:

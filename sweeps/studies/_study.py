@@ -19,6 +19,7 @@ import pandas as pd
 
 from models.errors import InputError
 from scaling.config import RunConfig, canonical_json
+from scaling.evaluate import EvaluationConfig
 from scaling.folder import read_json, write_atomically
 from sweeps.define import Runs, union
 from sweeps.definition import defined, names_in
@@ -114,6 +115,11 @@ class EvaluationSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
         object.__setattr__(self, "label", self.label or self.name)
+        self.config  # noqa: B018  a name or an option that there is not is found here
+
+    @property
+    def config(self) -> EvaluationConfig:
+        return EvaluationConfig(self.name, canonical_json(dict(self.options)), self.seed)
 
     def asks(self, config: RunConfig) -> bool:
         return self.runs is None or self.runs(config)
