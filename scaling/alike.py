@@ -14,17 +14,18 @@ from scaling.fields import replaced
 @functools.lru_cache(maxsize=65_536)
 def same_program(config: RunConfig) -> RunConfig:
     """Runs that share their compiled programs, on the same devices and executed alike: equal in all but what only the
-    host reads, which is rates, schedule, weight decay, D, seeds, and the part of the corpus trained and validated on.
+    host reads, which is rates, schedule, weight decay, D, seeds, parent, and the part of the corpus trained and
+    validated on.
     """
     data = dataclasses.replace(config.data, seed=0, repeat=True, unique_tokens=0, valid_tokens=0)
     return dataclasses.replace(same_swarm(config), data=data)
 
 
 def same_swarm(config: RunConfig) -> RunConfig:
-    """Runs that one program can train side by side: they differ in rates, schedule, D, seeds and data order."""
+    """Runs that one program can train side by side: they differ in rates, schedule, D, seeds, data order and parent."""
     data = dataclasses.replace(config.data, seed=0, repeat=True)
     optim, schedule = compiled_optim(config), ScheduleConfig()
-    return dataclasses.replace(config, tokens=1, seed=0, optim=optim, schedule=schedule, data=data)
+    return dataclasses.replace(config, tokens=1, seed=0, optim=optim, schedule=schedule, data=data, parent="")
 
 
 def compiled_optim(config: RunConfig) -> OptimConfig:

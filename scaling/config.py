@@ -22,6 +22,7 @@ from scaling.objectives import find
 
 FORMAT = 1  # raised when the meaning of a field changes: old runs then keep their own identity
 OPTIMIZERS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "optimizers")])))
+RUN_ID = re.compile(r"[0-9a-f]{12}")
 HOOK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:function
 
 
@@ -96,6 +97,8 @@ class RunConfig:
     seed: int = 0  #: of the initial parameters
     dtype: str = "float32"  #: of the compute: float32 or bfloat16; parameters stay float32
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig, metadata=ADDED)
+    #: id of the run whose final parameters this one starts from, which lies beside it; "": fresh from the seed
+    parent: str = field(default="", metadata=ADDED)
 
     def __post_init__(self) -> None:
         whole = {"tokens": self.tokens, "batch_size": self.batch_size, "data.seq_len": self.data.seq_len}
@@ -114,6 +117,8 @@ class RunConfig:
                 raise InputError(f"data.{name} = {value!r}: expected 0 (all), or at least one window of seq_len")
         if not isinstance(self.objective.name, str) or not self.objective.name:
             raise InputError(f"objective.name = {self.objective.name!r}: expected the name of an objective")
+        if self.parent and not (isinstance(self.parent, str) and RUN_ID.fullmatch(self.parent)):
+            raise InputError(f"parent = {self.parent!r}: expected a run's id (12 hex digits)")
         choices = {
             "dtype": (self.dtype, ("float32", "bfloat16")),
             "optim.decay": (self.optim.decay, ("coupled", "independent")),

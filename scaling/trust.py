@@ -1,15 +1,12 @@
 """A folder from someone else is not trusted: ids are checked, links do not lead out, nothing that it names is run."""
 
 import os
-import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import IO
 
 from models.errors import InputError
-from scaling.config import RunConfig
-
-RUN_ID = re.compile(r"[0-9a-f]{12}")
+from scaling.config import RUN_ID, RunConfig
 
 
 def check_run_id(run: object, path: Path | str) -> str:

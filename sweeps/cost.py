@@ -327,7 +327,8 @@ def jobs_of(units: Sequence[Unit], workers: int, known: Known) -> list[Job]:
         beyond = known.at(config, "run_seconds", RUN_SECONDS) + first
         trunk = index.get(unit.after)
         ready = known.steps_seconds(config, unit.at) + (0.0 if trunk is None or trunk >= len(jobs) else firsts[trunk])
-        if needed := [index[run] for run in unit.needs if run in index]:  # the last in the order counts
+        needed = [index[run] for run in unit.needs if run in index]  # the last in the order counts
+        if needed and trunk is None:  # a trunk needs what its branches need
             trunk, ready = max(needed), None
         jobs.append(Job(known.steps_seconds(config, config.steps - unit.at) + beyond, trunk, ready))
     return jobs
@@ -359,8 +360,14 @@ def row_of(row: dict[str, Any]) -> list[str]:
         f"{row['flops']:.3g}",
         f"{row['memory_bytes'] / 2**20:,.0f} MiB",
         "" if row["finished"] or row["seconds"] is None else duration(row["seconds"]),
-        "finished" if row["finished"] else f"from step {row['at']:,}" if row["at"] else "",
+        "finished" if row["finished"] else begins(row),
     ]
+
+
+def begins(row: dict[str, Any]) -> str:
+    """Where a run begins, if not with fresh parameters."""
+    parts = [f"parent {run}" for run in row["needs"]] + ([f"from step {row['at']:,}"] if row["at"] else [])
+    return ", ".join(parts)
 
 
 def table_of_ends(header: Sequence[str], runs: Sequence[Any], row_of: Callable[[Any], list[str]]) -> str:

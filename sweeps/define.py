@@ -7,9 +7,9 @@ A definition file has a function `sweep()` that returns a `Sweep`:
     def sweep():
         return Sweep(runs=grid({"n": [2e4, 4e4, 8e4], "tokens": [1e6, 2e6], "optim.lr": [0.01, 0.02]}))
 
-`grid`, `isoflop`, `ladder`, `horizons` and `listed` make runs; `product`, `seeds`, `where` and `union` make runs of
-runs. Each returns a tuple of RunConfigs without doubles. Which runs there are is all a definition says: what they share
-is found when they are launched.
+`grid`, `isoflop`, `ladder`, `horizons` and `listed` make runs; `children`, `product`, `seeds`, `where` and `union` make
+runs of runs. Each returns a tuple of RunConfigs without doubles. Which runs there are is all a definition says: what
+they share is found when they are launched.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from typing import Any
 from models.config import ModelConfig, replace
 from models.errors import InputError, did_you_mean
 from models.sizing import flops_per_token, for_size
+from scaling.chain import check_child
 from scaling.config import RunConfig
 from scaling.fields import from_plain, leaves, parts, replaced, value_at
 from scaling.folder import write_atomically
@@ -46,9 +47,10 @@ class Sweep:
     holdout: str | None = None  #: a pandas expression over the columns of the table of runs
     law: str = "auto"
     definition: Path | None = None  #: the file that it was loaded from, kept beside the runs
+    parents: Runs = ()  #: of these, the runs that others start from are added
 
     def __post_init__(self) -> None:
-        runs = union(self.runs)
+        runs = with_parents(union(self.runs), union(self.parents))
         if not runs:
             raise InputError("sweep: defines no runs; give each axis at least one value")
         for name, value in {"holdout": self.holdout or "", "law": self.law}.items():
@@ -134,6 +136,42 @@ def horizons(
 def listed(rows: Iterable[Mapping[str, Any]], base: RunConfig | None = None, rule: Rule | None = None) -> Runs:
     """Exactly these runs: each row is field path -> value over `base`, as in {"n": 1e5, "tokens": 2e6, "seed": 1}."""
     return union(*(grid({name: [value] for name, value in row.items()}, base, rule) for row in rows))
+
+
+def children(
+    parents: Iterable[RunConfig],
+    axes: Mapping[str, Sequence[Any]],
+    base: RunConfig | None = None,
+    rule: Rule | None = None,
+    keep: Callable[[RunConfig], bool] | None = None,
+) -> Runs:
+    """For every parent, every combination of the axes' values over `base`: runs that start from what the parent ends
+    with, in its model and tokenizer, with data, objective and schedule of their own.
+
+    The parents are not among them: a sweep takes both (`union(parents, children(parents, ...))`), is given the parents
+    (`Sweep(runs, parents=parents)`), or finds them finished in its folder. Raises InputError where an axis changes what
+    is the parent's.
+    """
+    runs: Runs = ()
+    for parent in union(parents):
+        given = {"model": parent.model, "data.tokenizer": parent.data.tokenizer, "parent": parent.run_id}
+        made = grid(axes, replaced(base or RunConfig(), given), rule, keep)
+        for config in made:
+            if config.parent != parent.run_id:
+                raise InputError(f"children: parent = {config.parent!r}: follows from the parents; leave it out")
+            check_child(config, parent)
+        runs += made
+    return union(runs)
+
+
+def with_parents(runs: Runs, parents: Runs) -> Runs:
+    """The runs, behind those of `parents` that they start from and that are not among them, and so on upwards."""
+    wanted = {config.parent for config in runs} - {""}
+    if not wanted:
+        return runs
+    there, known = {config.run_id for config in runs}, {config.run_id: config for config in parents}
+    missing = [known[run] for run in known if run in wanted - there]
+    return with_parents((*missing, *runs), parents) if missing else runs
 
 
 def product(runs: Iterable[RunConfig], axes: Mapping[str, Sequence[Any]], rule: Rule | None = None) -> Runs:

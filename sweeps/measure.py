@@ -134,7 +134,7 @@ def main() -> None:
 
     def short(config: RunConfig, steps: int, name: str) -> dict[str, Any]:
         """The timing of a run of so many steps; `beyond`: its seconds that are not of its steps."""
-        few = dataclasses.replace(config, tokens=steps * config.tokens_per_step)
+        few = dataclasses.replace(config, tokens=steps * config.tokens_per_step, parent="")
         began = time.monotonic()
         result = train(few, Path(job["folder"]) / name, Execution())
         a_step = result.timing.get("seconds_per_step")

@@ -74,7 +74,8 @@ def plan(runs: Sequence[RunConfig], sharing: bool = True) -> tuple[Unit, ...]:
             after = placed[steps.index(at)].run_id if at and at >= LEAST_SHARE * config.steps else None
             if after:
                 saves.setdefault(after, set()).add(at)
-            units[config.run_id] = Unit(config, after, at if after else 0)
+            needs = (config.parent,) if config.parent else ()
+            units[config.run_id] = Unit(config, after, at if after else 0, needs=needs)
             placed.append(config)
         for config in placed if sharing else ():
             unit = units[config.run_id]

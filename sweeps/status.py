@@ -253,7 +253,8 @@ def seconds_left(runs: Sequence[dict[str, Any]], workers: int) -> float | None:
         if trunk is not None:  # ready once the trunk has made the steps that both share
             ahead = run["flops_shared"] - (run_done(open_runs[trunk]) if trunk < len(running) else 0.0)
             ready = max(0.0, ahead) / speed
-        if parents := [index[parent] for parent in run["needs"] if parent in index]:
+        parents = [index[parent] for parent in run["needs"] if parent in index]
+        if parents and trunk is None:  # a trunk needs what its branches need
             trunk, ready = max(parents), None  # ready once that one has ended
         jobs.append(Job(needed + rest, trunk, ready))
     return round(schedule_seconds(jobs, max(workers, len(running)), running=range(len(running))), 1)

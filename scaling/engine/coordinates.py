@@ -54,7 +54,7 @@ def change(config: RunConfig, steps: int = STEPS) -> dict[str, float]:
     The tokens are random, the same for every model of one vocabulary, and the next one is what is learnt, whatever the
     run's objective: no corpus is needed.
     """
-    config = dataclasses.replace(config, objective=ObjectiveConfig())
+    config = dataclasses.replace(config, objective=ObjectiveConfig(), parent="")
     mesh = make_mesh()
     program = program_for(config, Execution(layers="scanned"), mesh)  # compiles as fast at any depth
     tokens_XBU = topics(config.model.vocab_size, (CHUNK_STEPS, config.batch_size, config.data.seq_len + 1))

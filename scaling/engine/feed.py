@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.errors import InputError
+from scaling.chain import Parent
 from scaling.config import DataConfig, RunConfig, check_fits
 from scaling.data.batches import Store, batch_at, columns, cut, train_starts, valid_starts
 from scaling.data.sources import is_task
@@ -35,9 +36,10 @@ class Feed:
     decay: np.ndarray  #: of every step
     valid_starts: np.ndarray  #: where the windows that are validated on begin
     counted: float  #: losses among them: the run's loss is their mean
+    parent: Parent | None = None  #: the run that it starts from
 
 
-def feed(config: RunConfig, store: Store) -> Feed:
+def feed(config: RunConfig, store: Store, parent: Parent | None = None) -> Feed:
     """Raises InputError where corpus or task does not have what the objective wants."""
     objective, starts = objective_of(config), valid_starts(config, store)
     batch_at(store, objective, "train", np.zeros(1, int), config.data.seq_len)
@@ -47,7 +49,7 @@ def feed(config: RunConfig, store: Store) -> Feed:
             f"data.valid_fraction = {config.data.valid_fraction}: nothing that the objective counts is in the "
             f"{len(starts) * config.data.seq_len:,} tokens that are validated on; take a larger part or corpus"
         )
-    return Feed(config, store, objective, learning_rates(config), weight_decays(config), starts, losses)
+    return Feed(config, store, objective, learning_rates(config), weight_decays(config), starts, losses, parent)
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.errors import InputError
+from scaling.chain import parent_of
 from scaling.config import RunConfig, canonical_json, check_fits
 from scaling.data.batches import Store
 from scaling.data.store import open_store
@@ -25,6 +26,7 @@ from scaling.engine.hosts import agree, by_first_host, first_host
 from scaling.engine.lease import Busy, Held, lease
 from scaling.engine.memory import check_memory, device_limit
 from scaling.engine.optim import make_direction
+from scaling.engine.parent import parameters
 from scaling.engine.program import CHUNK_STEPS, Program, implementation, program_for
 from scaling.engine.recorder import Recorder
 from scaling.engine.sharding import check_mesh, make_mesh
@@ -93,9 +95,10 @@ def check(config: RunConfig, folder: Path, execution: Execution, mesh: Mesh) -> 
     store = open_store(config.data.source, config.data.tokenizer, valid_fraction=config.data.valid_fraction)
     check_fits(config, store)
     check_run_folder(folder, config)
+    parent = parent_of(config, folder)
     make_direction(config.optim)  # a hook that is misspelt
     check_memory(config, execution, dict(mesh.shape), device_limit(mesh.local_devices[0]))
-    return feed(config, store)
+    return feed(config, store, parent)
 
 
 def begin(config: RunConfig, folder: Path, store: Store, report: Callable[[str], None]) -> None:
@@ -168,8 +171,10 @@ class Lane:
         return self.done in self.states.sharing.saves
 
     def start(self, program: Program) -> None:
-        """From its newest checkpoint, else from a trunk, else fresh from the seed."""
+        """From its newest checkpoint, else from a trunk, else from its parent's end, else fresh from the seed."""
         step, state = self.states.begin(program.abstract_state) or (0, None)
+        if state is None and self.feed.parent is not None:
+            state = program.inherit(parameters(self.feed.parent, program.abstract_state["params"]))
         self.state = program.init(jax.random.key(self.feed.config.seed)) if state is None else state
         self.recorder.sinks.open(step)
         self.begun_at = self.done = step

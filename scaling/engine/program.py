@@ -43,6 +43,7 @@ class Program(NamedTuple):
 
     abstract_state: Any  #: tree of ShapeDtypeStruct with shardings
     init: Callable  #: key -> state
+    inherit: Callable  #: a parent's params -> state
     steps: Callable  #: state, frozen, data, lr_X, decay_X, n -> state, {metric: [X]}: n <= X steps
     validate: Callable  #: params, frozen, batch, weight_B -> sum of losses over the weighted windows
 
@@ -175,6 +176,7 @@ class Functions(NamedTuple):
     """What a run computes, as plain functions of one member: `Program` has them compiled, a swarm maps over them."""
 
     fresh: Callable
+    inherit: Callable
     steps: Callable
     validate: Callable
 
@@ -241,7 +243,10 @@ def functions(recipe: Recipe) -> Functions:
         losses = objective.losses(dataclasses.replace(apply, how=how), params, frozen, batch)
         return jnp.sum(losses * weight_B.reshape(-1, *[1] * (losses.ndim - 1)))
 
-    return Functions(functools.partial(fresh_state, model, optimizer), steps, validate)
+    def inherit(params: Any) -> Any:
+        return {"params": params, "opt": optimizer.init(params)}
+
+    return Functions(functools.partial(fresh_state, model, optimizer), inherit, steps, validate)
 
 
 def of_step(recipe: Recipe, data: Any, i: jax.Array) -> tuple[Any, jax.Array | None]:
@@ -257,19 +262,21 @@ def of_step(recipe: Recipe, data: Any, i: jax.Array) -> tuple[Any, jax.Array | N
 @functools.lru_cache(maxsize=32)
 def compile_run(recipe: Recipe, mesh: Mesh) -> Program:
     """The jitted functions for runs of this recipe on this mesh; shapes compile at their first call."""
-    fresh, steps, validate = functions(recipe)
+    fresh, inherit, steps, validate = functions(recipe)
     batch, whole = batch_sharding(mesh), replicated(mesh)
     abstract = abstract_state(recipe.model, recipe.optim, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
+    lightly = {"xla_backend_optimization_level": 1} if on_cpu else None
     return Program(
         abstract_state=abstract,
         # Run once, so compiled lightly: the many small random draws took longer to compile than a training step.
         init=jax.jit(
             fresh,
             out_shardings=shardings,
-            compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
+            compiler_options=lightly,
         ),
+        inherit=jax.jit(inherit, out_shardings=shardings, compiler_options=lightly),
         steps=jax.jit(
             steps,
             in_shardings=(shardings, None, None, whole, whole, whole),

@@ -142,8 +142,11 @@ def cmd_train(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RUN_ID)")
     args = vars(parser.parse_args(argv))
 
+    home = Path("runs")
+    if args.get("parent"):
+        args["parent"], home = parent_named(args["parent"], home)
     config = config_of(args)
-    folder = args["out"] or Path("runs") / config.run_id
+    folder = args["out"] or home / config.run_id
     execution = Execution(
         checkpoint_seconds=args["checkpoint_seconds"],
         eval_every=args["eval_every"],
@@ -183,6 +186,18 @@ def cmd_train(argv: list[str]) -> int:
     per_byte = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits/byte"
     print(f"loss {result.loss:.4f} nats/token{per_byte} on the validation split")
     return DONE
+
+
+def parent_named(name: str, home: Path) -> tuple[str, Path]:
+    """(id of a run that is named by its folder or its id, the folder that its children lie in beside it)."""
+    from scaling.folder import read_config
+    from scaling.trust import RUN_ID
+
+    if RUN_ID.fullmatch(name) and not Path(name).exists():
+        return name, home
+    if not (Path(name) / "config.json").exists():
+        raise InputError(f"--parent {name!r}: expected a run's folder, or the id of one in {home}")
+    return read_config(Path(name)).run_id, Path(name).absolute().parent
 
 
 IMPLEMENTATION = {  # option: (type, help); none of them changes a result beyond rounding

@@ -156,7 +156,7 @@ def dry_run(args: argparse.Namespace, sweep, folder: Path, workers: int | None) 
     from sweeps.plan import finished_runs, plan_in
 
     with heartbeat(f"planning {len(sweep.runs):,} runs"):
-        check_sweep(sweep)
+        check_sweep(sweep, folder)
         finished = finished_runs(folder, sweep.runs)
         units, known, note = plan_in(folder, sweep.runs, not args.no_sharing), None, ""
     left = [config for config in sweep.runs if config.run_id not in finished]

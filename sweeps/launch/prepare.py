@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis.errors import InputError as AnalysisInputError
 from models.errors import InputError
+from scaling.chain import check_child, parent_of
 from scaling.config import RunConfig, check_fits
 from scaling.data.store import open_store
 from scaling.execution import Execution
@@ -42,7 +43,7 @@ def prepare(name: str, sweep: Sweep, folder: Path) -> None:
     if folder.exists() and not is_sweep(folder) and not holds_only(folder):
         raise InputError(f"--out {folder}: not empty and not the folder of a sweep; choose another")
     check_sweep_links(folder)
-    corpora = check_sweep(sweep)
+    corpora = check_sweep(sweep, folder)
     over, damaged = [], []
     for config, run in begun_runs(folder, sweep.runs):
         try:
@@ -74,8 +75,30 @@ def begun_runs(folder: Path, runs: Iterable[RunConfig]) -> list[tuple[RunConfig,
     return [(config, folder / "runs" / run) for config in runs if (run := config.run_id) in begun]
 
 
-def check_sweep(sweep: Sweep) -> dict[str, str]:
-    """The key of each run's corpus, by run id. Raises InputError where a run, the hold-out or the law cannot work."""
+def check_parents(runs: Iterable[RunConfig], folder: Path | None) -> None:
+    """Raises InputError where a run's parent is neither among `runs` nor finished in the sweep's folder, or where the
+    two do not go together.
+    """
+    if not any(config.parent for config in runs):
+        return
+    by_id = {config.run_id: config for config in runs}
+    for config in filter(lambda config: config.parent, runs):
+        if config.parent in by_id:
+            check_child(config, by_id[config.parent])
+        elif folder and (folder / "runs" / config.parent / "config.json").exists():
+            parent_of(config, folder / "runs" / config.run_id)
+        else:
+            nor = f", nor in {folder / 'runs'}" if folder else ""
+            raise InputError(
+                f"parent = {config.parent!r}: not among the runs of this sweep{nor}; hand it over, as "
+                "Sweep(runs, parents=...)"
+            )
+
+
+def check_sweep(sweep: Sweep, folder: Path | None = None) -> dict[str, str]:
+    """The key of each run's corpus, by run id. Raises InputError where a run, the hold-out or the law cannot work, or a
+    run that others start from is neither in the sweep nor in its folder.
+    """
     from analysis.laws.forms import law_named
     from analysis.runs import read_runs
 
@@ -89,6 +112,7 @@ def check_sweep(sweep: Sweep) -> dict[str, str]:
         find(config.objective.name, config.objective.options)
         corpora[config.run_id] = stores[key].key
     check_hooks(sweep.runs)
+    check_parents(sweep.runs, folder)
     if sweep.law != "auto":
         law_named(sweep.law)
     if sweep.holdout is not None:

@@ -68,6 +68,7 @@ MAY_DIFFER = {
     "dtype": ("bfloat16", "rates"),
     "objective.name": ("answers", "rates"),
     "objective.options": ('{"beta":0.1}', "regime rates"),
+    "parent": ("0123456789ab", HOST + " rates"),
 }
 
 

@@ -58,6 +58,7 @@ GOLDEN = {
     "data.unique_tokens": (RunConfig(data=DataConfig(unique_tokens=4096)), "7454f389be55"),
     "data.valid_tokens": (RunConfig(data=DataConfig(valid_tokens=8192)), "8e096182384d"),
     "objective.name": (RunConfig(objective=ObjectiveConfig(name="answers")), "e0bc2f014112"),
+    "parent": (RunConfig(parent="89cc13872255"), "d4ccd3734ef8"),
     "objective.options": (
         RunConfig(objective=ObjectiveConfig(name="answers", options='{"b": 1,  "a": 2}')),
         "fe88d3c70736",
