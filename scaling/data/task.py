@@ -74,6 +74,12 @@ class Task:
         """Rows of a split, train or valid, by their numbers."""
         raise NotImplementedError
 
+    def oracle(self, split: str, indices_n: np.ndarray, T: int) -> np.ndarray | None:
+        """loss_nT, nats, of each target of `rows` to who knows the task: -log of its true probability given what stands
+        before it; NaN where that is not known. None: nowhere.
+        """
+        return None
+
     def exact(self) -> dict[str, float]:
         """Exact facts about the task by name: entropies in nats, success rates of guessing."""
         return {}
@@ -97,6 +103,7 @@ class Items(NamedTuple):
     shown_nA: np.ndarray  #: as it stands in a row, perhaps with noise
     answer_nA: np.ndarray  #: as it is right
     facts: dict[str, np.ndarray]
+    oracle_nA: np.ndarray | None = None  #: -log of the true probability of each token shown, nats
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,16 @@ class World(Task):
         items = self.items(split, item_numbers(indices_n, m))
         P = items.prompt_nP.shape[1]
         return pack(np.concatenate([items.prompt_nP, items.shown_nA], axis=1).reshape(n, m, -1), P, T)
+
+    def oracle(self, split: str, indices_n: np.ndarray, T: int) -> np.ndarray | None:
+        m = T // self.item_length
+        items = self.items(split, item_numbers(indices_n, m))
+        if items.oracle_nA is None:
+            return None
+        n, P = len(indices_n), items.prompt_nP.shape[1]
+        oracle_nT = np.full((n, T), np.nan)
+        oracle_nT[:, : m * self.item_length].reshape(n, m, -1)[:, :, P:] = items.oracle_nA.reshape(n, m, -1)
+        return oracle_nT
 
     def example(self, split: str, index: int) -> Example:
         items = self.items(split, np.array([index], np.int64))

@@ -19,7 +19,8 @@ def validation_rows(config: RunConfig, source: str, n: int) -> dict[str, np.ndar
     store = store_of(config, source)
     T = config.data.seq_len
     if task := getattr(store, "task", None):
-        return task.rows("valid", np.arange(min(n, task.n_valid)), T)
+        task.check(T)
+        return task.rows("valid", np.arange(n if task.n_valid is None else min(n, task.n_valid)), T)
     data = dataclasses.replace(config.data, source=source or config.data.source, valid_tokens=0, unique_tokens=0)
     starts = valid_starts(dataclasses.replace(config, data=data), store)
     evenly = starts[np.linspace(0, len(starts) - 1, min(n, len(starts))).astype(int)]

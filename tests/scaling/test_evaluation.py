@@ -213,3 +213,35 @@ def test_every_evaluation_has_a_summary_and_works_without_options():
     for name in evaluation.names():
         assert evaluation.class_of(name).SUMMARY
         evaluation.find(name)
+
+
+@pytest.fixture(scope="module")
+def facts_run(tmp_path_factory):
+    config = RunConfig(
+        model=ModelConfig(vocab_size=48, d_model=16, n_layers=1, n_heads=1),
+        data=DataConfig(source="facts", tokenizer="symbols", seq_len=40, valid_tokens=400),
+        schedule=ScheduleConfig(warmup_tokens=1024),
+        tokens=16_384,
+    )
+    folder = tmp_path_factory.mktemp("facts") / config.run_id
+    train(config, folder)
+    return folder
+
+
+def test_excess_is_the_loss_less_that_of_who_knows_the_task(facts_run):
+    """Over all it is the loss less the entropy; on one sample the noise of the source is the same in both."""
+    rows = {
+        r["metric"]: r for r in evaluate(facts_run, EvaluationConfig("loss", '{"subset": "answer", "n": 400}')).rows
+    }
+    entropy = 0.650829393  # of a value token at eps = 0.1 (docs/data.md)
+    assert rows["loss"]["value"] - rows["excess"]["value"] == pytest.approx(entropy, abs=4 * 1.68 / np.sqrt(400 * 16))
+    assert rows["excess"]["stderr"] < rows["loss"]["stderr"]
+    assert rows["excess"]["value"] > 2
+
+
+def test_answers_of_a_task_are_asked(facts_run):
+    result = evaluate(facts_run, EvaluationConfig("answers", '{"n": 64, "k": [1, 1024]}'))
+    rows = {(r["metric"], r.get("k")): r for r in result.rows}
+    assert rows["answer_logprob", None]["n"] == 64 * 8
+    assert rows["pass@k", 1]["value"] < rows["pass@k", 1024]["value"] < 1
+    assert 0 <= rows["calibration_error", None]["value"] < 0.5

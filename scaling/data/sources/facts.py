@@ -108,7 +108,9 @@ class Facts(World):
         if self.form == "qa":
             fixed = np.ones((len(key_n), 1), np.int64)
             key_nP = np.concatenate([ASK * fixed, key_nP, MARK * fixed], axis=1)
-        return Items(key_nP, token[shown_nA], token[answer_nA], {"rank": rank_n + 1})
+        eps = 1.0 if self.redraw else self.eps
+        oracle_nA = -np.log(eps / V + (1 - eps) * (shown_nA == answer_nA))
+        return Items(key_nP, token[shown_nA], token[answer_nA], {"rank": rank_n + 1}, oracle_nA)
 
     def exact(self) -> dict[str, float]:
         """`value_token` is -(1 - eps + eps/V) ln(1 - eps + eps/V) - (V - 1)(eps/V) ln(eps/V), V = 32, of each symbol of
