@@ -44,6 +44,9 @@ class Metric:
 
     def check(self, values, column: str) -> None:
         """Raises InputError where a value has no place on the link's scale."""
+        if self.link != "identity" and not (np.asarray(values) > 0).all():
+            first = int(np.flatnonzero(~(np.asarray(values) > 0))[0])
+            raise InputError(f"column {column!r} ({self.name}): {values[first]:g} in row {first} is not above 0")
         if self.link == "logit" and not (np.asarray(values) < 1).all():
             first = int(np.flatnonzero(~(np.asarray(values) < 1))[0])
             raise InputError(
@@ -75,6 +78,10 @@ METRICS: Mapping[str, Metric] = {
         Metric("error"),
         Metric("accuracy", "logit", "higher", noise="binomial"),
         Metric("pass@k", "logit", "higher", noise="binomial"),
+        Metric("excess", unit="nats/token"),
+        Metric("gold reward", "identity", "higher"),
+        Metric("bits stored", direction="higher", unit="bits"),
+        Metric("tokens transferred", direction="higher", unit="tokens"),
         Metric("learning rate", direction="none"),
         Metric("batch", direction="none", unit="tokens"),
     )

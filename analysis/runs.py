@@ -93,6 +93,7 @@ def read_runs(
     n_unit: float | None = None,
     d_unit: float | None = None,
     loss_unit: str | None = None,
+    signed: bool = False,
 ) -> Runs:
     """Runs from a CSV or parquet file or a DataFrame.
 
@@ -102,7 +103,8 @@ def read_runs(
     are dropped: theirs are not final losses. inputs: {input of a law: column} for laws of something else than N and D,
     as in {"x": "samples"}; with it, a table needs neither N nor D. n_unit and d_unit multiply N and D (1e6 where N is
     in millions); loss_unit "bits" turns bits into nats. A unit that looks wrong and is not
-    given is asked for. Raises InputError.
+    given is asked for. signed: what is fitted may be 0 or below, as for a law whose metric has the identity link.
+    Raises InputError.
     """
     for option, unit in (("--n-unit", n_unit), ("--d-unit", d_unit)):
         if unit is not None and not 0 < unit < np.inf:
@@ -116,7 +118,7 @@ def read_runs(
     for name, column in inputs.items():
         _named(frame, column, name, f"--input {name}=COLUMN")
     if inputs and not {"N", "D", "U"} & set(inputs):
-        return _plain_runs(frame, inputs, loss_name, where, holdout, notes)
+        return _plain_runs(frame, inputs, loss_name, where, holdout, notes, signed)
     n_name = column_for(frame, n_column, "N", "--n-column", ("n_compute",), N_NAMES)
     d_name = column_for(frame, d_column, "D", "--d-column", ("tokens", "D"), D_NAMES, required=False)
     c_name = column_for(frame, c_column, "C", "--c-column", ("flops",), C_NAMES, required=False)
@@ -169,12 +171,12 @@ def _checked(runs: Runs, d_name: str | None, c_name: str | None, given: set[str]
     return replace(runs, notes=(*runs.notes, odd)) if odd else runs
 
 
-def _plain_runs(frame, inputs, loss_name, where, holdout, notes) -> Runs:
+def _plain_runs(frame, inputs, loss_name, where, holdout, notes, signed: bool) -> Runs:
     """Rows of a table without N and D, for a law of other inputs: N, D and C are NaN."""
     keep, held = _kept_and_held(frame, frame.columns, where, holdout)
     frame, held = frame[keep].reset_index(drop=True), held[keep]
     loss = numbers(frame, loss_name)
-    check_positive(frame, loss, loss_name, "loss")
+    check_positive(frame, np.where(np.isfinite(loss), 1.0, np.nan) if signed else loss, loss_name, "loss")
     none = np.full(len(frame), np.nan)
     return Runs(none, none, loss, none, held, frame, "", "", "", loss_name, tuple(notes), inputs)
 

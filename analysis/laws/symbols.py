@@ -42,6 +42,33 @@ class m4_share(sp.Function):
         return slope if argindex == 1 else slope * sp.log(1 - self)
 
 
+class lognormal_pass(sp.Function):
+    """1 - E exp(-exp(w + s z)), z standard normal."""
+
+    def fdiff(self, argindex=1):
+        return lognormal_slope(*self.args) if argindex == 1 else lognormal_tilt(*self.args)
+
+
+class lognormal_slope(sp.Function):
+    """The derivative of lognormal_pass by w, E[e^y exp(-e^y)] with y = w + s z."""
+
+
+class lognormal_tilt(sp.Function):
+    """Its derivative by s, E[z e^y exp(-e^y)]."""
+
+
+# The trapezoid rule over a normal density: the integrands are smooth, so that it is exact to 1e-8 up to s = 5.
+_Z = np.linspace(-9.0, 9.0, 181)
+_NORMAL = np.exp(-(_Z**2) / 2) / np.exp(-(_Z**2) / 2).sum()
+
+
+def normal_mean(w, s, of):
+    """E of `of(exp(y), z)` over z standard normal, y = w + s z, (...,)."""
+    w, s = np.broadcast_arrays(np.asarray(w, float), np.asarray(s, float))
+    rate = np.exp(np.minimum(w[..., None] + s[..., None] * _Z, 700.0))
+    return of(rate, _Z) @ _NORMAL
+
+
 def solve_m4(w, a):
     """m4_share: Newton in t = logit s, where log s - a log(1 - s) is monotone and convex; (...,) to full precision."""
     w, a = np.broadcast_arrays(np.asarray(w, float), np.asarray(a, float))
@@ -57,13 +84,22 @@ def solve_m4(w, a):
     return special.expit(t)
 
 
-_FUNCTIONS = {"minimum": minimum, "sigmoid": sigmoid, "m4_share": m4_share, "loggamma": sp.loggamma}
+_FUNCTIONS = {
+    "minimum": minimum,
+    "sigmoid": sigmoid,
+    "m4_share": m4_share,
+    "loggamma": sp.loggamma,
+    "lognormal_pass": lognormal_pass,
+}
 _MODULES = [
     {
         "minimum": np.minimum,
         "below": lambda a, b: np.where(np.less(a, b), 1.0, 0.0),
         "sigmoid": special.expit,
         "m4_share": solve_m4,
+        "lognormal_pass": lambda w, s: normal_mean(w, s, lambda rate, _: -np.expm1(-rate)),
+        "lognormal_slope": lambda w, s: normal_mean(w, s, lambda rate, _: rate * np.exp(-rate)),
+        "lognormal_tilt": lambda w, s: normal_mean(w, s, lambda rate, z: z * rate * np.exp(-rate)),
         "loggamma": special.gammaln,
         "polygamma": special.polygamma,
         "digamma": special.digamma,

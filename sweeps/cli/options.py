@@ -49,6 +49,7 @@ def add_figures(parser: argparse.ArgumentParser) -> None:
 
 def runs_of(args: argparse.Namespace):
     """(Runs, facts about each sweep, law) of the folders and files that were named, pooled, by the options given."""
+    from analysis.laws.forms import LAWS
     from analysis.runs import read_runs
 
     frame, sweeps = frame_of(args.source)
@@ -57,8 +58,10 @@ def runs_of(args: argparse.Namespace):
         if given[key] is None:
             given[key] = common(key, sweeps)
     columns = {name: getattr(args, name) for name in COLUMNS}
+    law = given["law"] or "auto"
+    columns["signed"] = law in LAWS and LAWS[law].metric.link == "identity"
     runs = read_runs(frame, holdout=given["holdout"], inputs=pairs("--input", args.input), **columns)
-    return runs, sweeps, given["law"] or "auto"
+    return runs, sweeps, law
 
 
 def notes_text(runs) -> str:
