@@ -15,7 +15,7 @@ from models.sizing import flops_per_token
 from scaling.config import RunConfig
 from scaling.data.order import batch_windows, window_indices
 from scaling.data.store import TokenStore
-from scaling.data.task import MOST_VALID_ROWS, TaskStore
+from scaling.data.task import VALID_ROWS, TaskStore
 from scaling.objectives import Objective
 
 Store = TokenStore | TaskStore
@@ -60,11 +60,13 @@ def train_starts(config: RunConfig, store: Store, step: int, n: int) -> np.ndarr
 
 
 def n_valid_windows(config: RunConfig, store: Store) -> int:
-    """How many windows a run validates on: all of the split, or as many as `data.valid_tokens` holds."""
+    """How many windows a run validates on: as many as `data.valid_tokens` holds, or all of the split, or of a task that
+    does not end VALID_ROWS.
+    """
     T, wanted = config.data.seq_len, config.data.valid_tokens
     n = store.n_valid_windows(T)
-    if endless(store) and wanted:
-        return min(max(1, wanted // T), MOST_VALID_ROWS)
+    if not wanted and endless(store, T):
+        return VALID_ROWS
     return max(1, wanted // T) if 0 < wanted < n * T else n
 
 
@@ -75,7 +77,7 @@ def valid_starts(config: RunConfig, store: Store) -> np.ndarray:
     """
     T, wanted = config.data.seq_len, config.data.valid_tokens
     n, part = store.n_valid_windows(T), n_valid_windows(config, store)
-    if part == n or endless(store):
+    if part == n or endless(store, T):
         return np.arange(part) * stride(store, T)
     seed = int.from_bytes(hashlib.sha256(f"{store.key} {wanted}".encode()).digest()[:8])
     return np.sort(window_indices(n, seed, 0, part)) * stride(store, T)
@@ -86,9 +88,9 @@ def stride(store: Store, T: int) -> int:
     return 1 if isinstance(store, TaskStore) else T
 
 
-def endless(store: Store) -> bool:
-    """Whether its validation split is as large as is asked for."""
-    return isinstance(store, TaskStore) and store.task.n_valid is None
+def endless(store: Store, T: int) -> bool:
+    """Whether it is a task whose rows do not end: validation takes the first of its split."""
+    return isinstance(store, TaskStore) and store.endless(T)
 
 
 def validation_flops(config: RunConfig, tokens: int) -> float:

@@ -43,7 +43,14 @@ class Task:
 
     symbols: tuple[str, ...] = ()  #: a name for each token; empty where the task is text
     n_train: int | None = None  #: rows; None: as many as are asked for
-    n_valid: int | None = None
+    n_valid: int = MOST_VALID_ROWS
+    #: the tokens that may stand at each position of an answer, where all answers may be listed; else None
+    choices: tuple[np.ndarray, ...] | None = None
+
+    @property
+    def spec(self) -> str:
+        """What it is called in a message."""
+        return type(self).__name__
 
     @property
     def version(self) -> str:
@@ -84,8 +91,16 @@ class Task:
         """Exact facts about the task by name: entropies in nats, success rates of guessing."""
         return {}
 
+    def n_rows(self, split: str, T: int) -> int | None:
+        """Rows of T predicted tokens; None: the training split does not end."""
+        return self.n_train if split == "train" else self.n_valid
+
     def example(self, split: str, index: int) -> Example:
         raise NotImplementedError
+
+    def right(self, example: Example, answers_SA: np.ndarray) -> np.ndarray:
+        """Which of S answers are right, bool [S]."""
+        return np.array([self.verify(example.prompt, answer) == 1 for answer in answers_SA], bool)
 
     def verify(self, prompt: Any, text: Any) -> float:
         """How right an answer is, 1 where it is, 0 where not; prompt and answer as token ids or as text."""
@@ -102,7 +117,7 @@ class Items(NamedTuple):
     prompt_nP: np.ndarray
     shown_nA: np.ndarray  #: as it stands in a row, perhaps with noise
     answer_nA: np.ndarray  #: as it is right
-    facts: dict[str, np.ndarray]
+    facts: dict[str, np.ndarray]  #: cheap ones, of each
     oracle_nA: np.ndarray | None = None  #: -log of the true probability of each token shown, nats
 
 
@@ -118,6 +133,12 @@ class World(Task):
     @property
     def kind(self) -> str:
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def spec(self) -> str:
+        fields = {name: (getattr(self, name), f.default) for name, (f, _) in fields_of(type(self)).items()}
+        changed = [f"{name}={value}" for name, (value, default) in fields.items() if value != default]
+        return f"{self.kind}:{','.join(changed)}"
 
     @property
     def version(self) -> str:
@@ -144,20 +165,12 @@ class World(Task):
 
     def rows(self, split: str, indices_n: np.ndarray, T: int) -> Rows:
         self.check(T)
-        n, m = len(indices_n), T // self.item_length
-        items = self.items(split, item_numbers(indices_n, m))
-        P = items.prompt_nP.shape[1]
-        return pack(np.concatenate([items.prompt_nP, items.shown_nA], axis=1).reshape(n, m, -1), P, T)
+        items = self.items(split, item_numbers(indices_n, T // self.item_length))
+        return packed(items, len(indices_n), T)
 
     def oracle(self, split: str, indices_n: np.ndarray, T: int) -> np.ndarray | None:
-        m = T // self.item_length
-        items = self.items(split, item_numbers(indices_n, m))
-        if items.oracle_nA is None:
-            return None
-        n, P = len(indices_n), items.prompt_nP.shape[1]
-        oracle_nT = np.full((n, T), np.nan)
-        oracle_nT[:, : m * self.item_length].reshape(n, m, -1)[:, :, P:] = items.oracle_nA.reshape(n, m, -1)
-        return oracle_nT
+        items = self.items(split, item_numbers(indices_n, T // self.item_length))
+        return None if items.oracle_nA is None else packed_oracle(items, len(indices_n), T)
 
     def example(self, split: str, index: int) -> Example:
         items = self.items(split, np.array([index], np.int64))
@@ -168,6 +181,19 @@ class World(Task):
 def item_numbers(indices_n: np.ndarray, m: int) -> np.ndarray:
     """The numbers of the m items of each row, row after row; uint64 [n * m]."""
     return (np.asarray(indices_n).astype(np.uint64)[:, None] * np.uint64(m) + np.arange(m, dtype=np.uint64)).ravel()
+
+
+def packed(items: Items, n: int, T: int) -> Rows:
+    """n rows of as many items each."""
+    tokens = np.concatenate([items.prompt_nP, items.shown_nA], axis=1)
+    return pack(tokens.reshape(n, -1, tokens.shape[1]), items.prompt_nP.shape[1], T)
+
+
+def packed_oracle(items: Items, n: int, T: int) -> np.ndarray:
+    """What the targets of n rows cost who knows, [n, T]: NaN but where they answer."""
+    unknown = np.full(items.prompt_nP.shape, np.nan)
+    oracle_nT = np.concatenate([unknown, items.oracle_nA], axis=1).reshape(n, -1)
+    return np.pad(oracle_nT, ((0, 0), (0, T - oracle_nT.shape[1])), constant_values=np.nan)
 
 
 def pack(items_nmL: np.ndarray, P: int, T: int) -> Rows:
@@ -244,11 +270,16 @@ class TaskStore:
 
     def n_train_windows(self, seq_len: int) -> int:
         self.task.check(seq_len)
-        return UNLIMITED if self.task.n_train is None else self.task.n_train
+        n = self.task.n_rows("train", seq_len)
+        return UNLIMITED if n is None else n
 
     def n_valid_windows(self, seq_len: int) -> int:
         self.task.check(seq_len)
-        return VALID_ROWS if self.task.n_valid is None else self.task.n_valid
+        return self.task.n_rows("valid", seq_len)
+
+    def endless(self, seq_len: int) -> bool:
+        """Whether its rows do not end: then validation takes the first ones, as many as are asked for."""
+        return self.task.n_rows("train", seq_len) is None
 
     def rows(self, split: str, indices_n: np.ndarray, seq_len: int) -> Rows:
         return self.task.rows(split, np.asarray(indices_n, np.int64), seq_len)

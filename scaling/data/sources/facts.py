@@ -15,7 +15,7 @@ import numpy as np
 from models.errors import InputError
 from scaling.data.draws import below, bits, choose, entropy, stream, thresholds, unit, zipf
 from scaling.data.order import window_indices
-from scaling.data.task import Items, World, expect, world
+from scaling.data.task import Example, Items, World, expect, world
 
 USAGE = "facts[:OPTIONS]"
 CONTROLS = (".", "Q", "?", "A", "F", "R", "I", ":", *(f"r{i}" for i in range(8)))
@@ -95,6 +95,13 @@ class Facts(World):
         order_V = window_indices(V, self.permuted, 0, V) if self.permuted else np.arange(V)
         return FIRST + order_V
 
+    @property
+    def choices(self) -> tuple[np.ndarray, ...]:
+        return (np.sort(self.token_V),) * self.value_symbols
+
+    def right(self, example: Example, answers_SA: np.ndarray) -> np.ndarray:
+        return (answers_SA == example.answer).all(axis=1) & (not self.redraw)
+
     def items(self, split: str, index_n: np.ndarray) -> Items:
         A = self.value_symbols
         drawn = bits(self.stream(split), index_n, 1 + 2 * A)
@@ -108,8 +115,7 @@ class Facts(World):
         if self.form == "qa":
             fixed = np.ones((len(key_n), 1), np.int64)
             key_nP = np.concatenate([ASK * fixed, key_nP, MARK * fixed], axis=1)
-        eps = 1.0 if self.redraw else self.eps
-        oracle_nA = -np.log(eps / V + (1 - eps) * (shown_nA == answer_nA))
+        oracle_nA = noise_nats(1.0 if self.redraw else self.eps, shown_nA == answer_nA)
         return Items(key_nP, token[shown_nA], token[answer_nA], {"rank": rank_n + 1}, oracle_nA)
 
     def exact(self) -> dict[str, float]:
@@ -148,6 +154,11 @@ def digits(number_n: np.ndarray, count: int) -> np.ndarray:
 def noise_entropy(eps: float) -> float:
     """Nats of a symbol that is replaced by a uniform one of V with probability eps."""
     return entropy(np.array([1 - eps + eps / V, *[eps / V] * (V - 1)]))
+
+
+def noise_nats(eps: float, same: np.ndarray) -> np.ndarray:
+    """-log of the probability of a symbol that is, or is not, the right one."""
+    return np.where(same, -np.log(1 - eps + eps / V), -np.log(max(eps / V, 1e-300)))
 
 
 def task(spec: str, rest: str, cache: Path) -> Facts:
