@@ -11,6 +11,7 @@ from pathlib import Path
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.config import RunConfig
+from scaling.data.store import open_store
 from scaling.folder import read_config
 from scaling.result import RunResult, read_result
 from scaling.trust import RUN_ID, check_no_link_out
@@ -78,9 +79,12 @@ def check_child(child: RunConfig, parent: RunConfig) -> None:
         raise InputError(
             f"data.tokenizer = {child.data.tokenizer!r}: {of} {parent.data.tokenizer!r}, another vocabulary"
         )
-    corpora = [(config.data.source, config.data.valid_fraction) for config in (child, parent)]
-    if child.data.tokenizer.startswith("bpe:") and corpora[0] != corpora[1]:
-        raise InputError(
-            f"data.source = {child.data.source!r}: its {child.data.tokenizer!r} is not that of {parent.data.source!r}, "
-            f"which the parent {parent.run_id} was trained on: another vocabulary; use data.tokenizer = bytes in both"
-        )
+    corpora = [(config.data.source, config.data.tokenizer, config.data.valid_fraction) for config in (child, parent)]
+    if child.data.tokenizer != "bytes" and corpora[0] != corpora[1]:
+        mine, its = (open_store(*of[:2], valid_fraction=of[2]).tokenizer.identity for of in corpora)
+        if mine != its:
+            raise InputError(
+                f"data.source = {child.data.source!r}: its {child.data.tokenizer!r} is not that of "
+                f"{parent.data.source!r}, which the parent {parent.run_id} was trained on: another vocabulary; use "
+                "data.tokenizer = bytes in both, or for lines jsonl:FILE?tokenizer=SOURCE OF THE PARENT"
+            )

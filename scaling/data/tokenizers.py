@@ -5,6 +5,7 @@ Id 0 ends a document and stands for nothing else: NUL, its text, is removed from
 
 import dataclasses
 import functools
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ class Tokenizer(Protocol):
     """Text to ids and back. `decode(encode(text)) == clean(text)` for any text."""
 
     vocab_size: int
+
+    @property
+    def identity(self) -> str: ...  # equal where equal ids mean the same
 
     def encode(self, text: str) -> np.ndarray: ...
     def decode(self, ids: Iterable[int]) -> str: ...
@@ -68,6 +72,7 @@ class Bytes:
     """One token per UTF-8 byte."""
 
     vocab_size: int = 256
+    identity = "bytes"
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(clean(text).encode("utf-8"), np.uint8)
@@ -85,6 +90,10 @@ class BPE:
 
     path: Path
     vocab_size: int
+
+    @functools.cached_property
+    def identity(self) -> str:
+        return f"bpe-{hashlib.sha256(self.path.read_bytes()).hexdigest()}"
 
     @functools.cached_property
     def _tokenizer(self):
@@ -114,6 +123,10 @@ class Symbols:
     @property
     def vocab_size(self) -> int:
         return len(self.names)
+
+    @property
+    def identity(self) -> str:
+        return f"symbols {' '.join(self.names)}"
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
