@@ -13,7 +13,7 @@ from analysis.errors import InputError as AnalysisInputError
 from analysis.text import printable
 from models.errors import InputError, did_you_mean
 from scaling.exit_codes import BAD_INPUT, DONE, FAILED, PREEMPTED
-from sweeps.cli import bench, curves, evaluate, fit, predict, report, runs, study, tuning, validate
+from sweeps.cli import bench, curves, evaluate, fit, predict, report, runs, sources, study, tuning, validate
 from sweeps.cli import sweep as sweep_commands
 from sweeps.cli.parse import Parser, add_execution, as_text, command, fail, metavar, number, positive, reader, whole
 
@@ -268,5 +268,6 @@ COMMANDS = {
     "multiverse": (validate.cmd_multiverse, "refit under every convention; how far do the answers move"),
     "curves": (curves.cmd_curves, "laws of the whole loss curve, for schedules not run"),
     "bench": (bench.cmd_bench, "measure speed on this machine"),
+    "sources": (sources.cmd_sources, "what runs can be trained on, and the exact facts of a task"),
     "report": (report.cmd_report, "fit, check the hold-out, write report.html"),
 }

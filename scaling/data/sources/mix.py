@@ -78,7 +78,7 @@ class Mixture(Task):
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        return self.parts[0].symbols
+        return getattr(self.parts[0], "symbols", ())
 
     def prepared(self, spec: str, tokenizer: str, valid_fraction: float, cache: Path) -> "Mixture":
         def ready(part: Any) -> Task:
