@@ -4,10 +4,11 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
-from models.errors import InputError
+from models.errors import InputError, did_you_mean
 
 ACTIVATIONS = ("swiglu", "gelu", "relu2")
 PARAMETRIZATIONS = ("standard", "mup", "completep")
+MATRICES = ("embed", "qkv", "attention_out", "up", "down", "head")
 ADDED = {"added": True}  # metadata of a field younger than a run's format: its id leaves out the default
 SIZE = {"size": True}  # metadata of a field that the size of a model sets (sizing.for_size); the others are its kind
 
@@ -81,6 +82,34 @@ class ModelConfig:
     def head_dim(self) -> int:
         """K, the width of one head."""
         return self.d_model // self.n_heads
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on a frozen model (models/lora.py): W + (alpha / rank) A B. Without a rank all is trained, and
+    the other fields say nothing, so they are set to their defaults. Raises InputError.
+    """
+
+    rank: int = 0  #: R of every adapter; 0: none, the model itself is trained
+    alpha: float = 8.0  #: what adapters add is scaled by alpha / rank
+    targets: tuple[str, ...] = MATRICES  #: matrices that have one, as far as the model has them
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or not 0 <= self.rank < 2**16:
+            raise InputError(f"lora.rank = {self.rank!r}: expected a whole number from 0 (no adapters) to 65,535")
+        if not 0 < self.alpha < float("inf"):
+            raise InputError(f"lora.alpha = {self.alpha!r}: expected a number above 0")
+        for name in self.targets:
+            if name not in MATRICES:
+                raise InputError(
+                    f"lora.targets: {name!r} is no matrix, expected some of {', '.join(MATRICES)}"
+                    f"{did_you_mean(str(name), MATRICES)}"
+                )
+        if not self.targets:
+            raise InputError(f"lora.targets: names no matrix, expected some of {', '.join(MATRICES)}")
+        given = MATRICES if self.rank == 0 else tuple(name for name in MATRICES if name in self.targets)
+        object.__setattr__(self, "targets", given)
+        object.__setattr__(self, "alpha", 8.0 if self.rank == 0 else float(self.alpha))
 
 
 def default_d_ff(d_model: int, activation: str) -> int:

@@ -7,7 +7,7 @@ runs, so all three are always kept side by side.
 import math
 from typing import NamedTuple
 
-from models.config import ModelConfig, default_d_ff
+from models.config import LoraConfig, ModelConfig, default_d_ff
 from models.errors import InputError
 
 
@@ -19,6 +19,12 @@ class Counts(NamedTuple):
     n_total: int  #: all arrays
 
 
+class AdapterCounts(NamedTuple):
+    n_trained: int  #: parameters that are trained
+    flops_per_step: float  #: of making (alpha / rank) A B, and the gradients of A and B
+    flops_saved_per_token: float  #: gradients of matrices without an adapter, which nobody needs
+
+
 def counts(config: ModelConfig) -> Counts:
     """The three N of `config`; a test asserts that n_total is the number of values `init` makes."""
     D, K = config.d_model, config.head_dim
@@ -28,6 +34,34 @@ def counts(config: ModelConfig) -> Counts:
     n_nonembedding = config.n_layers * (attention + feed_forward + 2 * D) + D
     head = D * config.vocab_size
     return Counts(n_nonembedding, n_nonembedding + head, n_nonembedding + head * (1 if config.tied else 2))
+
+
+def matrices(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, int]]:
+    """(rows, columns) of every matrix of the model, by its path in the tree of parameters: input axes and output axes
+    taken together.
+    """
+    D, F, V = config.d_model, config.d_ff, config.vocab_size
+    heads = config.n_heads * config.head_dim
+    layer = {
+        "qkv": (D, heads + 2 * config.n_kv_heads * config.head_dim),
+        "attention_out": (heads, D),
+        "up": (D, (2 if config.activation == "swiglu" else 1) * F),
+        "down": (F, D),
+    }
+    blocks = {(f"block_{i}", name): shape for i in range(config.n_layers) for name, shape in layer.items()}
+    return {("embed",): (V, D), **blocks, **({} if config.tied else {("head",): (D, V)})}
+
+
+def adapter_counts(config: ModelConfig, lora: LoraConfig) -> AdapterCounts:
+    """What adapters on the model's matrices cost; of a model without adapters, that of training all of it."""
+    if not lora.rank:
+        return AdapterCounts(counts(config).n_total, 0.0, 0.0)
+    every = matrices(config)
+    shapes = [shape for path, shape in every.items() if path[-1] in lora.targets]
+    products = {path: M * N for path, (M, N) in every.items() if path[-1] != "embed" or config.tied}
+    plain = sum(size for path, size in products.items() if path[-1] not in lora.targets)
+    merging = 3 * 2 * lora.rank * sum(M * N for M, N in shapes)
+    return AdapterCounts(lora.rank * sum(M + N for M, N in shapes), float(merging), 2.0 * plain)
 
 
 def flops_per_token(config: ModelConfig, seq_len: int, causal: bool = True) -> float:

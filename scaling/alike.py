@@ -18,14 +18,17 @@ def same_program(config: RunConfig) -> RunConfig:
     validated on.
     """
     data = dataclasses.replace(config.data, seed=0, repeat=True, unique_tokens=0, valid_tokens=0)
-    return dataclasses.replace(same_swarm(config), data=data)
+    return dataclasses.replace(same_swarm(config), data=data, parent="")
 
 
 def same_swarm(config: RunConfig) -> RunConfig:
-    """Runs that one program can train side by side: they differ in rates, schedule, D, seeds, data order and parent."""
+    """Runs that one program can train side by side: they differ in rates, schedule, D, seeds, data order and parent.
+
+    Adapters share the frozen model, so those of one parent.
+    """
     data = dataclasses.replace(config.data, seed=0, repeat=True)
-    optim, schedule = compiled_optim(config), ScheduleConfig()
-    return dataclasses.replace(config, tokens=1, seed=0, optim=optim, schedule=schedule, data=data, parent="")
+    optim, schedule, parent = compiled_optim(config), ScheduleConfig(), config.parent if config.lora.rank else ""
+    return dataclasses.replace(config, tokens=1, seed=0, optim=optim, schedule=schedule, data=data, parent=parent)
 
 
 def compiled_optim(config: RunConfig) -> OptimConfig:
@@ -61,10 +64,12 @@ def same_speed(config: RunConfig) -> RunConfig:
         batch_size=config.batch_size,
         dtype=config.dtype,
         objective=config.objective,
+        lora=config.lora,
     )
 
 
 def same_regime(config: RunConfig) -> str:
     """Runs of which a speed measured at one size speaks for others near in size and batch."""
     objective = "" if config.objective.name == "next_token" else f", {config.objective.name}"
-    return f"T {config.data.seq_len}, {config.dtype}, {config.optim.name}{objective}"
+    adapters = ", lora" if config.lora.rank else ""
+    return f"T {config.data.seq_len}, {config.dtype}, {config.optim.name}{objective}{adapters}"

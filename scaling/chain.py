@@ -13,6 +13,7 @@ from models.errors import InputError
 from scaling.config import RunConfig
 from scaling.data.store import open_store
 from scaling.folder import read_config
+from scaling.objectives import find
 from scaling.result import RunResult, read_result
 from scaling.trust import RUN_ID, check_no_link_out
 
@@ -38,6 +39,7 @@ def parent_of(config: RunConfig, folder: Path) -> Parent | None:
 
     Raises InputError where the parent is missing, has not finished, diverged, or does not go with this run.
     """
+    check_wants(config)
     if not config.parent:
         return None
     place = folder_beside(folder, config.parent)
@@ -54,6 +56,18 @@ def parent_of(config: RunConfig, folder: Path) -> Parent | None:
     if not result.finished:
         raise InputError(f"parent = {config.parent!r}: diverged at step {result.diverged_at_step}; choose another")
     return Parent(place, parent, result)
+
+
+def check_wants(config: RunConfig) -> None:
+    """Raises InputError where a run without a parent is one that needs it."""
+    if config.parent:
+        return
+    if config.lora.rank:
+        raise InputError(f"lora.rank = {config.lora.rank}: adapters stand on a trained model; give its run as parent")
+    if find(config.objective.name, config.objective.options).reference:
+        raise InputError(
+            f"objective.name = {config.objective.name!r}: compares with the run it starts from; give that as parent"
+        )
 
 
 def folder_beside(folder: Path, run: str) -> Path:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.config import ADDED, ModelConfig
+from models.config import ADDED, LoraConfig, ModelConfig
 from models.errors import InputError
-from models.sizing import Counts, counts, flops_per_token
+from models.sizing import Counts, adapter_counts, counts
 from scaling.fields import from_plain, to_plain
-from scaling.objectives import find
+from scaling.objectives import Objective, find
 
 FORMAT = 1  # raised when the meaning of a field changes: old runs then keep their own identity
 OPTIMIZERS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "optimizers")])))
@@ -99,6 +99,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig, metadata=ADDED)
     #: id of the run whose final parameters this one starts from, which lies beside it; "": fresh from the seed
     parent: str = field(default="", metadata=ADDED)
+    lora: LoraConfig = field(default_factory=LoraConfig, metadata=ADDED)  #: adapters on the parent's model
 
     def __post_init__(self) -> None:
         whole = {"tokens": self.tokens, "batch_size": self.batch_size, "data.seq_len": self.data.seq_len}
@@ -119,6 +120,13 @@ class RunConfig:
             raise InputError(f"objective.name = {self.objective.name!r}: expected the name of an objective")
         if self.parent and not (isinstance(self.parent, str) and RUN_ID.fullmatch(self.parent)):
             raise InputError(f"parent = {self.parent!r}: expected a run's id (12 hex digits)")
+        if self.lora.rank and self.model.parametrization != "standard":
+            raise InputError(
+                f"lora.rank = {self.lora.rank}: only where model.parametrization is standard, not "
+                f"{self.model.parametrization}: no rule is known for adapters"
+            )
+        if self.lora.rank and self.model.tied and self.lora.targets == ("head",):
+            raise InputError("lora.targets = head: a tied model has no head of its own; name embed, which is both")
         choices = {
             "dtype": (self.dtype, ("float32", "bfloat16")),
             "optim.decay": (self.optim.decay, ("coupled", "independent")),
@@ -180,11 +188,23 @@ class RunConfig:
 
     def flops_from(self, step: int) -> float:
         """Training FLOPs of the steps after the first `step`. Raises InputError for an unknown objective."""
-        a_step = (
-            flops_per_token(self.model, self.data.seq_len)
-            * find(self.objective.name, self.objective.options).flops_factor
-        )
-        return a_step * (self.steps - step) * self.tokens_per_step
+        a_token = self.objective_found.flops_per_token(self.model, self.data.seq_len)
+        adapters = adapter_counts(self.model, self.lora)
+        if not self.lora.rank:
+            return a_token * (self.steps - step) * self.tokens_per_step
+        a_token -= self.objective_found.flops_factor * adapters.flops_saved_per_token
+        return (a_token * self.tokens_per_step + adapters.flops_per_step) * (self.steps - step)
+
+    @property
+    def objective_found(self) -> Objective:
+        """Raises InputError for an unknown one."""
+        return find(self.objective.name, self.objective.options)
+
+    @property
+    def n_trained(self) -> int:
+        """Parameters that are trained: all of the model's, or its adapters', and the objective's own."""
+        heads = self.objective_found.heads(self.model).values()
+        return adapter_counts(self.model, self.lora).n_trained + sum(map(math.prod, heads))
 
     @functools.cached_property
     def run_id(self) -> str:

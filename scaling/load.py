@@ -21,10 +21,12 @@ import numpy as np
 from models import transformer
 from models.errors import InputError
 from models.implementation import Implementation
+from scaling.chain import parent_of
 from scaling.config import RunConfig
 from scaling.data.store import open_tokenizer
 from scaling.data.tokenizers import Tokenizer
 from scaling.engine.checkpoint import Checkpointer
+from scaling.engine.parameters import fresh, frozen, parts_of, whole
 from scaling.folder import read_config
 from scaling.result import RunResult, read_result
 from scaling.trust import check_no_link_out
@@ -110,8 +112,14 @@ def read_params(folder: Path, config: RunConfig) -> Params:
 
     What a run trains beside or instead of the whole model (adapters, a head of its own) is put together here.
     """
-    shapes = jax.eval_shape(lambda: transformer.init(config.model, jax.random.key(0)))
-    return read_final(folder, config, {"params": shapes})["params"]
+    parts = parts_of(config)
+    shapes = jax.eval_shape(lambda: fresh(parts, jax.random.key(0)))
+    trained = read_final(folder, config, {"params": shapes})["params"]
+    if not config.lora.rank:
+        return trained
+    parent = parent_of(config, folder)
+    params = read_params(parent.folder, parent.config)
+    return whole(parts, trained, frozen(parts_of(parent.config)._replace(lora=parts.lora), params))
 
 
 def read_final(folder: Path, config: RunConfig, shapes: Any) -> Any:

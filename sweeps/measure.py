@@ -19,8 +19,10 @@ from typing import Any
 
 from models.errors import InputError
 from scaling.alike import same_regime, same_speed
-from scaling.config import RunConfig
+from scaling.config import DataConfig, RunConfig
 from scaling.data.cache import cache_root
+from scaling.folder import write_atomically
+from scaling.result import result_of
 from sweeps.cost import Known, program_id, ratio, remember_speed
 
 SHAPES = 4  # of one regime: the smallest, the largest, and two between
@@ -134,7 +136,8 @@ def main() -> None:
 
     def short(config: RunConfig, steps: int, name: str) -> dict[str, Any]:
         """The timing of a run of so many steps; `beyond`: its seconds that are not of its steps."""
-        few = dataclasses.replace(config, tokens=steps * config.tokens_per_step, parent="")
+        few = dataclasses.replace(config, tokens=steps * config.tokens_per_step)
+        few = dataclasses.replace(few, parent=untrained(few, Path(job["folder"])) if config.parent else "")
         began = time.monotonic()
         result = train(few, Path(job["folder"]) / name, Execution())
         a_step = result.timing.get("seconds_per_step")
@@ -155,6 +158,27 @@ def main() -> None:
             "device": second["device"],
         }
         channel.write(json.dumps(report) + "\n")
+
+
+def untrained(config: RunConfig, folder: Path) -> str:
+    """The id of a run in `folder` that a run as `config` can start from: of fresh parameters, as if it had finished."""
+    import jax
+
+    from scaling.engine.checkpoint import Checkpointer
+    from scaling.engine.program import program_for
+    from scaling.engine.sharding import make_mesh
+    from scaling.execution import Execution
+
+    data = DataConfig(config.data.source, config.data.tokenizer, valid_fraction=config.data.valid_fraction)
+    parent = RunConfig(config.model, data, tokens=1)
+    place = folder / parent.run_id
+    if not place.exists():
+        saver = Checkpointer(place / "checkpoints")
+        saver.save(1, program_for(parent, Execution(), make_mesh()).init(jax.random.key(0)))
+        saver.close()
+        write_atomically(place / "config.json", json.dumps(parent.to_dict()))
+        write_atomically(place / "result.json", json.dumps(result_of(parent, 1.0).to_dict()))
+    return parent.run_id
 
 
 if __name__ == "__main__":

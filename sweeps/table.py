@@ -21,7 +21,7 @@ from sweeps.plan import flops_of
 # What depends on how a run was executed, if not on when and where: which run it branched from, and what that saved.
 EXECUTED = ("trunk", "branched_at_step", "flops_own", "flops_spent", "flops_ancestors")
 # What a result holds that its configuration says beforehand.
-PLANNED = ("run", "steps", "tokens", "unique_tokens", *Counts._fields, "flops", "flops_6nd")
+PLANNED = ("run", "steps", "tokens", "unique_tokens", *Counts._fields, "n_trained", "flops", "flops_6nd")
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -103,14 +103,17 @@ def planned_row(config: RunConfig) -> dict:
     unique = min(config.trained_tokens, (config.unique_windows or math.inf) * config.data.seq_len)
     flops = flops_of(config)
     counted = dataclasses.replace(config, objective=ObjectiveConfig()) if flops is None else config
-    result = result_columns(result_of(counted, None, unique_tokens=unique)) | {"run": config.run_id, "flops": flops}
+    result = result_columns(result_of(counted, None, unique_tokens=unique, n_trained=counted.n_trained))
+    result |= {"run": config.run_id, "flops": flops}
     given = {column: value_at(config, path) for path, column in config_columns().items() if column not in result}
+    given = {column: ",".join(value) if isinstance(value, tuple) else value for column, value in given.items()}
     return {name: value if name in PLANNED else None for name, value in result.items()} | {"status": "waiting"} | given
 
 
 def result_columns(result: RunResult) -> dict:
     """The plain values of a result. Its run, status, N, D, C, loss and corpus have the names of docs/conventions.md."""
     values = {k: v for k, v in result.to_dict().items() if not isinstance(v, dict)}
+    values["n_trained"] = result.n_total if result.n_trained is None else result.n_trained
     return {"trunk" if name == "branched_from" else name: value for name, value in values.items()}
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from models.config import ModelConfig
+from models.config import LoraConfig, ModelConfig
 from models.errors import InputError
 from models.transformer import Params, Transformer
 from scaling.config import ObjectiveConfig, RunConfig
@@ -54,7 +54,7 @@ def change(config: RunConfig, steps: int = STEPS) -> dict[str, float]:
     The tokens are random, the same for every model of one vocabulary, and the next one is what is learnt, whatever the
     run's objective: no corpus is needed.
     """
-    config = dataclasses.replace(config, objective=ObjectiveConfig(), parent="")
+    config = dataclasses.replace(config, objective=ObjectiveConfig(), parent="", lora=LoraConfig())
     mesh = make_mesh()
     program = program_for(config, Execution(layers="scanned"), mesh)  # compiles as fast at any depth
     tokens_XBU = topics(config.model.vocab_size, (CHUNK_STEPS, config.batch_size, config.data.seq_len + 1))

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from scaling.engine.hosts import agree, by_first_host, first_host
 from scaling.engine.lease import Busy, Held, lease
 from scaling.engine.memory import check_memory, device_limit
 from scaling.engine.optim import make_direction
-from scaling.engine.parent import parameters
+from scaling.engine.parameters import frozen, taken_over
 from scaling.engine.program import CHUNK_STEPS, Program, implementation, program_for
 from scaling.engine.recorder import Recorder
 from scaling.engine.sharding import check_mesh, make_mesh
@@ -82,8 +82,8 @@ def train(
             return result
         with opened(source, folder, execution, mesh, sharing, held, report, progress) as lane:
             program = program_for(config, execution, mesh)
-            lane.start(program)
-            advance([lane], alone(program, mesh), execution, should_stop)
+            lane.start(program, mesh)
+            advance([lane], alone(program, mesh, lane.frozen), execution, should_stop)
         return lane.result
 
 
@@ -155,6 +155,7 @@ class Lane:
     begun_at: int = 0  #: the step from which this process trains it
     done: int = 0  #: steps
     state: Any = None  #: while it is not in the hands of `advance`
+    frozen: Any = field(default_factory=dict)  #: what of its parameters is not trained
     result: RunResult | None = None  #: once it is over
 
     @property
@@ -170,12 +171,15 @@ class Lane:
         """Whether other runs branch from where it stands."""
         return self.done in self.states.sharing.saves
 
-    def start(self, program: Program) -> None:
+    def start(self, program: Program, mesh: Mesh) -> None:
         """From its newest checkpoint, else from a trunk, else from its parent's end, else fresh from the seed."""
         step, state = self.states.begin(program.abstract_state) or (0, None)
-        if state is None and self.feed.parent is not None:
-            state = program.inherit(parameters(self.feed.parent, program.abstract_state["params"]))
-        self.state = program.init(jax.random.key(self.feed.config.seed)) if state is None else state
+        key, parent, parts = jax.random.key(self.feed.config.seed), self.feed.parent, program.parts
+        if parent is not None and (state is None or parts.lora.rank):
+            params = taken_over(parent, parts, mesh)
+            self.frozen = frozen(parts, params)
+            state = program.inherit(params, key) if state is None else state
+        self.state = program.init(key) if state is None else state
         self.recorder.sinks.open(step)
         self.begun_at = self.done = step
 
@@ -228,13 +232,13 @@ class Team:
     mesh: Mesh  #: that a lane's own state lies on
 
 
-def alone(program: Program, mesh: Mesh) -> Team:
+def alone(program: Program, mesh: Mesh, frozen: Any) -> Team:
     def steps(state: Any, lanes: Sequence[Lane], n: int) -> tuple[Any, dict[str, jax.Array]]:
-        return program.steps(state, {}, *inputs(lanes[0].feed, mesh, lanes[0].done, n), n)
+        return program.steps(state, frozen, *inputs(lanes[0].feed, mesh, lanes[0].done, n), n)
 
     def validate(state: Any, batch: Any, weight_B: np.ndarray) -> jax.Array:
         batch = {name: spread(x, mesh) for name, x in batch.items()}
-        return program.validate(state["params"], {}, batch, spread(weight_B, mesh))
+        return program.validate(state["params"], frozen, batch, spread(weight_B, mesh))
 
     return Team(lambda states: states[0], lambda state, i: state, steps, validate, mesh)
 

@@ -15,6 +15,7 @@ from models.errors import InputError
 from models.sizing import counts, shape, training_bytes
 from scaling.config import RunConfig
 from scaling.engine.feed import example_window
+from scaling.engine.parameters import abstract, frozen, full, parts_of
 from scaling.engine.program import (
     CHUNK_STEPS,
     VALIDATION_TOKENS,
@@ -34,15 +35,17 @@ def least_bytes(config: RunConfig, execution: Execution, sizes: dict[str, int]) 
     remat keeps. `sizes` are those of the mesh's axes; no devices are needed.
     """
     mesh = AbstractMesh(tuple(sizes[a] for a in AXES), AXES)
-    state = abstract_state(config.model, config.optim, mesh)
-    parameters = sum(map(local_bytes, jax.tree.leaves(state["params"])))
+    parts = parts_of(config)
+    state = abstract_state(parts, config.optim, mesh)
+    trained = sum(map(local_bytes, jax.tree.leaves(state["params"])))
+    still = sum(map(local_bytes, jax.tree.leaves(frozen(parts, abstract(full(parts), mesh)))))
     ways = sizes["data"] * sizes["fsdp"] * sizes["sequence"] * execution.accumulate
     tokens = math.ceil(config.tokens_per_step / ways)
     inputs = config.model.n_layers * tokens * config.model.d_model * jnp.dtype(config.dtype).itemsize
     return {
-        "parameter_bytes": parameters,
+        "parameter_bytes": trained + still,
         "optimizer_bytes": sum(map(local_bytes, jax.tree.leaves(state["opt"]))),
-        "gradient_bytes": parameters,
+        "gradient_bytes": trained,
         "layer_input_bytes": inputs,
     }
 
@@ -178,7 +181,8 @@ def xla_report(config: RunConfig, execution: Execution, mesh: Mesh) -> dict[str,
     scalars = jax.ShapeDtypeStruct((CHUNK_STEPS,), np.float32)
     began = time.perf_counter()
     data = {"batch_X": batch_X, **key}
-    done = program.steps.lower(program.abstract_state, {}, data, scalars, scalars, 1).compile()
+    still = frozen(program.parts, abstract(full(program.parts), mesh))
+    done = program.steps.lower(program.abstract_state, still, data, scalars, scalars, 1).compile()
     seconds = time.perf_counter() - began
     needs = done.memory_analysis()
     arguments, temporaries = int(needs.argument_size_in_bytes), int(needs.temp_size_in_bytes)

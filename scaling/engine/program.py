@@ -11,21 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from models import transformer
-from models.config import ModelConfig
+from models.config import LoraConfig, ModelConfig
 from models.errors import InputError
 from models.implementation import Implementation
 from scaling.alike import compiled_optim
 from scaling.config import OptimConfig, RunConfig
 from scaling.data.batches import cut
 from scaling.engine.optim import decays, make_direction
-from scaling.engine.sharding import batch_sharding, layout, like_params, param_shardings, replicated
+from scaling.engine.parameters import Parts, abstract, fresh, inherited, whole
+from scaling.engine.sharding import batch_sharding, layout, like_params, replicated
 from scaling.execution import Execution
 from scaling.objectives import Objective, find
 
@@ -43,7 +43,8 @@ class Program(NamedTuple):
 
     abstract_state: Any  #: tree of ShapeDtypeStruct with shardings
     init: Callable  #: key -> state
-    inherit: Callable  #: a parent's params -> state
+    inherit: Callable  #: the parameters that a run takes over from its parent, key -> state
+    parts: Parts  #: what the parameters are made of
     steps: Callable  #: state, frozen, data, lr_X, decay_X, n -> state, {metric: [X]}: n <= X steps
     validate: Callable  #: params, frozen, batch, weight_B -> sum of losses over the weighted windows
 
@@ -85,6 +86,7 @@ class Recipe:
     """All that the compiled functions depend on besides the mesh: equal recipes share a program."""
 
     model: ModelConfig
+    lora: LoraConfig
     optim: OptimConfig  #: as `compiled_optim` gives it
     objective: Objective
     dtype: str
@@ -93,6 +95,10 @@ class Recipe:
     accumulate: int
     seq_len: int
 
+    @property
+    def parts(self) -> Parts:
+        return Parts(self.model, self.lora, tuple(self.objective.heads(self.model).items()))
+
 
 def recipe(config: RunConfig, execution: Execution, mesh: Mesh, members: int = 1) -> Recipe:
     """The recipe of this run on this mesh. members: how many runs a device holds side by side."""
@@ -100,6 +106,7 @@ def recipe(config: RunConfig, execution: Execution, mesh: Mesh, members: int = 1
     ways = math.prod(mesh.shape[a] for a in ("data", "fsdp", "sequence"))
     return Recipe(
         model=config.model,
+        lora=config.lora,
         optim=compiled_optim(config),
         objective=objective_of(config),
         dtype=config.dtype,
@@ -156,19 +163,18 @@ def implementation(config: RunConfig, execution: Execution, mesh: Mesh) -> Imple
     )
 
 
-def fresh_state(model: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array) -> Any:
-    params = transformer.init(model, key)
+def fresh_state(parts: Parts, optimizer: optax.GradientTransformation, key: jax.Array) -> Any:
+    params = fresh(parts, key)
     return {"params": params, "opt": optimizer.init(params)}
 
 
 @functools.lru_cache(maxsize=32)
-def abstract_state(model: ModelConfig, optim: OptimConfig, mesh: Mesh | AbstractMesh) -> Any:
+def abstract_state(parts: Parts, optim: OptimConfig, mesh: Mesh | AbstractMesh) -> Any:
     """Shapes, dtypes and shardings of a run's state; nothing is computed, and an abstract mesh needs no devices."""
-    key, optimizer = jax.random.key(0), make_direction(optim, model)
-    boxed = jax.eval_shape(lambda key: transformer.init(model, key, boxed=True), key)
-    shapes = jax.eval_shape(lambda key: fresh_state(model, optimizer, key), key)
-    params = param_shardings(mesh, boxed)
-    shardings = {"params": params, "opt": like_params(mesh, shapes["opt"], nn.unbox(boxed), params)}
+    optimizer, params = make_direction(optim, parts.model), abstract(parts, mesh)
+    shapes = jax.eval_shape(lambda key: fresh_state(parts, optimizer, key), jax.random.key(0))
+    places = jax.tree.map(lambda x: x.sharding, params)
+    shardings = {"params": places, "opt": like_params(mesh, shapes["opt"], params, places)}
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
 
 
@@ -182,15 +188,15 @@ class Functions(NamedTuple):
 
 
 def functions(recipe: Recipe) -> Functions:
-    model, objective, accumulate = recipe.model, recipe.objective, recipe.accumulate
-    apply = Apply(model, jnp.dtype(recipe.dtype), recipe.how)
-    optimizer = make_direction(recipe.optim, model)
+    parts, objective, accumulate = recipe.parts, recipe.objective, recipe.accumulate
+    apply = Apply(recipe.model, jnp.dtype(recipe.dtype), recipe.how)
+    optimizer = make_direction(recipe.optim, recipe.model)
 
     def gradients(params: Any, frozen: Any, batch: Any, key: jax.Array | None) -> tuple[dict[str, jax.Array], Any]:
         """(metrics, gradients) of a batch or of a part of it."""
 
         def loss_fn(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return objective.loss(apply, params, frozen, batch, key)
+            return objective.loss(apply, whole(parts, params, frozen), frozen, batch, key)
 
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return metrics, grads
@@ -240,13 +246,15 @@ def functions(recipe: Recipe) -> Functions:
 
     def validate(params: Any, frozen: Any, batch: Any, weight_B: jax.Array) -> jax.Array:
         how = dataclasses.replace(recipe.how, loss_chunks=recipe.validation_chunks)
-        losses = objective.losses(dataclasses.replace(apply, how=how), params, frozen, batch)
+        asked = whole(parts, params, frozen)
+        losses = objective.losses(dataclasses.replace(apply, how=how), asked, frozen, batch)
         return jnp.sum(losses * weight_B.reshape(-1, *[1] * (losses.ndim - 1)))
 
-    def inherit(params: Any) -> Any:
+    def inherit(params: Any, key: jax.Array) -> Any:
+        params = inherited(parts, params, key)
         return {"params": params, "opt": optimizer.init(params)}
 
-    return Functions(functools.partial(fresh_state, model, optimizer), inherit, steps, validate)
+    return Functions(functools.partial(fresh_state, parts, optimizer), inherit, steps, validate)
 
 
 def of_step(recipe: Recipe, data: Any, i: jax.Array) -> tuple[Any, jax.Array | None]:
@@ -262,26 +270,25 @@ def of_step(recipe: Recipe, data: Any, i: jax.Array) -> tuple[Any, jax.Array | N
 @functools.lru_cache(maxsize=32)
 def compile_run(recipe: Recipe, mesh: Mesh) -> Program:
     """The jitted functions for runs of this recipe on this mesh; shapes compile at their first call."""
-    fresh, inherit, steps, validate = functions(recipe)
-    batch, whole = batch_sharding(mesh), replicated(mesh)
-    abstract = abstract_state(recipe.model, recipe.optim, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    of_one = functions(recipe)
+    batch, everywhere = batch_sharding(mesh), replicated(mesh)
+    state = abstract_state(recipe.parts, recipe.optim, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     lightly = {"xla_backend_optimization_level": 1} if on_cpu else None
     return Program(
-        abstract_state=abstract,
+        abstract_state=state,
         # Run once, so compiled lightly: the many small random draws took longer to compile than a training step.
-        init=jax.jit(
-            fresh,
-            out_shardings=shardings,
-            compiler_options=lightly,
-        ),
-        inherit=jax.jit(inherit, out_shardings=shardings, compiler_options=lightly),
+        init=jax.jit(of_one.fresh, out_shardings=shardings, compiler_options=lightly),
+        inherit=jax.jit(of_one.inherit, out_shardings=shardings, compiler_options=lightly),
+        parts=recipe.parts,
         steps=jax.jit(
-            steps,
-            in_shardings=(shardings, None, None, whole, whole, whole),
-            out_shardings=(shardings, whole),
+            of_one.steps,
+            in_shardings=(shardings, None, None, everywhere, everywhere, everywhere),
+            out_shardings=(shardings, everywhere),
             donate_argnums=0,
         ),
-        validate=jax.jit(validate, in_shardings=(shardings["params"], None, batch, batch), out_shardings=whole),
+        validate=jax.jit(
+            of_one.validate, in_shardings=(shardings["params"], None, batch, batch), out_shardings=everywhere
+        ),
     )

@@ -96,6 +96,7 @@ class Recorder:
             valid_tokens=round(self.feed.counted),
             flops_validation=validations * validation_flops(config, len(self.feed.valid_starts) * T),
             corpus=store.key,
+            n_trained=config.n_trained,
             flops_parents=self.feed.parent.flops if self.feed.parent else 0.0,
             branched_from=branch.get("from"),
             branched_at_step=branch.get("at", 0),

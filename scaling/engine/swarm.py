@@ -77,7 +77,7 @@ def train_swarm(
         if len({same_swarm(lane.feed.config) for lane in lanes}) > 1:
             raise ValueError("a swarm's members must be of one shape")
         for lane in lanes:
-            lane.start(program_for(lane.feed.config, execution, mesh))
+            lane.start(program_for(lane.feed.config, execution, mesh), mesh)
         while lanes:
             advance(lanes, together(lanes, execution, mesh), execution, should_stop)
             lanes = [lane for lane in lanes if not lane.over]
@@ -91,6 +91,7 @@ def together(lanes: Sequence[Lane], execution: Execution, mesh: Mesh) -> Team:
     local = -(-len(lanes) // len(devices))
     filling = local * len(devices) - len(lanes)
     split, first = NamedSharding(members, PartitionSpec("members")), lanes[0].feed
+    frozen = jax.device_put(lanes[0].frozen, NamedSharding(members, PartitionSpec()))  # of one parent, so all alike
     steps_of_all, validate_all = compile_swarm(recipe(first.config, execution, mesh, local), members)
 
     def join(states: list[Any]) -> Any:
@@ -112,10 +113,10 @@ def together(lanes: Sequence[Lane], execution: Execution, mesh: Mesh) -> Team:
         stacked = jax.tree.map(lambda *x: np.stack(x), *each)
         if "whole" in data[0]:
             stacked["whole"] = resident(first.store, first.objective, members)
-        return steps_of_all(state, {}, stacked, np.stack(lr), np.stack(decay), n)
+        return steps_of_all(state, frozen, stacked, np.stack(lr), np.stack(decay), n)
 
     def validate(state: Any, batch: Any, weight_B: np.ndarray) -> jax.Array:
-        return validate_all(state["params"], {}, batch, weight_B)
+        return validate_all(state["params"], frozen, batch, weight_B)
 
     return Team(join, part, steps, validate, mesh)
 

@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from models.config import ModelConfig
 from models.errors import InputError
+from models.sizing import flops_per_token
 from scaling import by_file
 
 
@@ -25,6 +27,7 @@ class Objective:
 
     metrics: ClassVar[tuple[str, ...]] = ("loss",)  #: names of the scalars of a step: columns of curve.parquet
     flops_factor: ClassVar[float] = 1.0  #: training FLOPs, as a multiple of next token's on the same tokens
+    reference: ClassVar[bool] = False  #: whether a run needs a parent, which it is compared with
     random: ClassVar[bool] = False  #: whether `loss` takes a key
     weighted_by: ClassVar[str | None] = None  #: the metric that says how much of a step its loss is a mean over
 
@@ -39,6 +42,14 @@ class Objective:
     def counted(self, batch: Any) -> float:
         """How many losses of a validation batch (NumPy arrays) count."""
         raise NotImplementedError
+
+    def heads(self, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Shapes of arrays that are trained beside the model's, by name, in the same tree; they start at zero."""
+        return {}
+
+    def flops_per_token(self, model: ModelConfig, seq_len: int) -> float:
+        """Training FLOPs per token of `RunConfig.tokens`."""
+        return self.flops_factor * flops_per_token(model, seq_len)
 
     def columns(self, tokens: np.ndarray, store: Any) -> dict[str, np.ndarray]:
         """What a batch holds besides its tokens: arrays over the positions of a split of the corpus, named by what they

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.errors import InputError as AnalysisInputError
 from models.errors import InputError
-from scaling.chain import check_child, parent_of
+from scaling.chain import check_child, check_wants, parent_of
 from scaling.config import RunConfig, check_fits
 from scaling.data.store import open_store
 from scaling.execution import Execution
@@ -79,9 +79,9 @@ def check_parents(runs: Iterable[RunConfig], folder: Path | None) -> None:
     """Raises InputError where a run's parent is neither among `runs` nor finished in the sweep's folder, or where the
     two do not go together.
     """
-    if not any(config.parent for config in runs):
-        return
-    by_id = {config.run_id: config for config in runs}
+    for config in runs:
+        check_wants(config)
+    by_id = {config.run_id: config for config in runs} if any(config.parent for config in runs) else {}
     for config in filter(lambda config: config.parent, runs):
         if config.parent in by_id:
             check_child(config, by_id[config.parent])

@@ -19,6 +19,7 @@ PROJECTIONS = {
 }
 HOOK = "optax:scale_by_adam"
 BASE = RunConfig(model=ModelConfig(d_model=48, n_heads=3), optim=OptimConfig(name=HOOK), data=DataConfig(seq_len=64))
+ADAPTED = configure(BASE, {"lora.rank": 2, "parent": "abcdefabcdef"})
 HOST = "program swarm speed regime"  # what only the host reads: the compiled program takes it as an argument
 
 # Field: (another value, the projections in which runs may differ by it).
@@ -69,6 +70,9 @@ MAY_DIFFER = {
     "objective.name": ("answers", "rates"),
     "objective.options": ('{"beta":0.1}', "regime rates"),
     "parent": ("0123456789ab", HOST + " rates"),
+    "lora.rank": (4, "rates"),
+    "lora.alpha": (16.0, "regime rates"),
+    "lora.targets": (("qkv",), "regime rates"),
 }
 
 
@@ -82,10 +86,18 @@ def test_what_may_differ(path):
         "wrong yes gives wrong results or a program compiled anew; a wrong no only costs time."
     )
     other, allowed = MAY_DIFFER[path]
-    changed = configure(BASE, {path: other})
-    assert value_at(changed, path) != value_at(BASE, path), "the values must differ, or this tests nothing"
-    found = {name for name, of in PROJECTIONS.items() if of(changed) == of(BASE)}
+    base = ADAPTED if path in ("lora.alpha", "lora.targets") else BASE
+    changed = configure(base, {path: other})
+    assert value_at(changed, path) != value_at(base, path), "the values must differ, or this tests nothing"
+    found = {name for name, of in PROJECTIONS.items() if of(changed) == of(base)}
     assert found == set(allowed.split())
+
+
+def test_adapters_of_two_parents_share_a_program_and_are_no_swarm():
+    """A swarm holds one frozen model for all of its members."""
+    other = configure(ADAPTED, {"parent": "0123456789ab"})
+    found = {name for name, of in PROJECTIONS.items() if of(other) == of(ADAPTED)}
+    assert found == {"program", "speed", "regime", "rates"}
 
 
 @pytest.mark.parametrize("path", [path for path, (_, allowed) in MAY_DIFFER.items() if "program" in allowed])

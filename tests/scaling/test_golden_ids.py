@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.config import ModelConfig
+from models.config import LoraConfig, ModelConfig
 from scaling.config import DataConfig, ObjectiveConfig, OptimConfig, RunConfig, ScheduleConfig
 from scaling.fields import fields_of, part_of
 
@@ -59,6 +59,9 @@ GOLDEN = {
     "data.valid_tokens": (RunConfig(data=DataConfig(valid_tokens=8192)), "8e096182384d"),
     "objective.name": (RunConfig(objective=ObjectiveConfig(name="answers")), "e0bc2f014112"),
     "parent": (RunConfig(parent="89cc13872255"), "d4ccd3734ef8"),
+    "lora.rank": (RunConfig(lora=LoraConfig(rank=4)), "abf76cc3c6bc"),
+    "lora.alpha": (RunConfig(lora=LoraConfig(rank=4, alpha=16)), "6832401e0aa5"),
+    "lora.targets": (RunConfig(lora=LoraConfig(rank=4, targets=("up", "qkv"))), "54c99982c0f4"),
     "objective.options": (
         RunConfig(objective=ObjectiveConfig(name="answers", options='{"b": 1,  "a": 2}')),
         "fe88d3c70736",
