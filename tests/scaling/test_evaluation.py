@@ -236,7 +236,7 @@ def test_excess_is_the_loss_less_that_of_who_knows_the_task(facts_run):
     entropy = 0.650829393  # of a value token at eps = 0.1 (docs/data.md)
     assert rows["loss"]["value"] - rows["excess"]["value"] == pytest.approx(entropy, abs=4 * 1.68 / np.sqrt(400 * 16))
     assert rows["excess"]["stderr"] < rows["loss"]["stderr"]
-    assert rows["excess"]["value"] > 2
+    assert rows["excess"]["value"] > 0.5
 
 
 def test_answers_of_a_task_are_asked(facts_run):
