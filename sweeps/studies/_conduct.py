@@ -74,14 +74,20 @@ def conduct(
     earlier, cost_before = seconds_of_launches(folder), cost_of(folder)
     trained, measured = stage(name, study, folder, workers, show, made_with)
     if study.then is not None and not measured.lacking:
-        study = study.extended(*study.then(measured.table))
+        try:
+            study = study.extended(*study.then(measured.table))
+        except (InputError, AnalysisInputError) as error:
+            raise InputError(f"study {name!r}: its second stage cannot be planned: {error}") from None
+        except Exception as error:
+            raise InputError(f"study {name!r}: its second stage failed with {type(error).__name__}: {error}") from None
         more, measured = stage(name, study, folder, workers, show, made_with)
         trained += more
     elif study.then is not None:
         notes.append("the second stage was not begun, as the first is not whole")
         study = replace(study, claims=tuple(replace(claim, runs=None) for claim in study.claims))
     verdicts = tuple(judged(claim, study, measured) for claim in study.claims)
-    shown = study.table(measured.table) if study.table and not measured.lacking else ()
+    shown = drawn("table", study.table, (), measured, notes)
+    figures = drawn("figures", study.figures, {}, measured, notes)
     spent = time.monotonic() - began + sum(earlier)
     outcome = Outcome(
         name=name,
@@ -93,8 +99,19 @@ def conduct(
         table=tuple(tuple(map(str, row)) for row in shown),
         whole=not measured.lacking,
     )
-    keep(outcome, study, measured, folder)
+    keep(outcome, study, measured, folder, figures)
     return outcome
+
+
+def drawn(what: str, make: Callable[[pd.DataFrame], Any] | None, nothing: Any, measured: Measured, notes: list[str]):
+    """A study's table or figures; nothing, and a note, where it cannot be made: the verdicts are not lost to it."""
+    if make is None or (measured.lacking and not len(measured.table)):
+        return nothing
+    try:
+        return make(measured.table)
+    except Exception as error:
+        notes.append(f"no {what}: {type(error).__name__}: {error}")
+        return nothing
 
 
 def stage(name, study, folder, workers, show, made_with: str) -> tuple[int, Measured]:
@@ -135,11 +152,10 @@ def judged(claim: Claim, study: Study, measured: Measured) -> Verdict:
     return replace(verdict, name=claim.name)
 
 
-def keep(outcome: Outcome, study: Study, measured: Measured, folder: Path) -> None:
+def keep(outcome: Outcome, study: Study, measured: Measured, folder: Path, figures: Mapping[str, Any]) -> None:
     """Writes measurements.csv, verdicts.json and study.html."""
     from analysis.report.study import write_study
 
-    figures = study.figures(measured.table) if study.figures and outcome.whole else {}
     write_text(inside(folder, "measurements.csv"), measured.table.to_csv(index=False))
     content = outcome.to_dict() | {"notes": list(outcome.notes), "whole": outcome.whole}
     write_atomically(folder / "verdicts.json", json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -1,6 +1,7 @@
 """Studies: claims that stand before the runs, verdicts by rule, and what a run that fails does to them."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -18,7 +19,8 @@ STUDY = '''
 from models.config import ModelConfig
 from scaling.config import DataConfig, OptimConfig, RunConfig
 from sweeps.define import grid
-from sweeps.studies._study import Claim, Study, Verdict
+from sweeps.studies._rules import rows_of
+from sweeps.studies._study import Claim, EvaluationSpec, Study, Verdict
 
 QUESTION = "Does the loss fall with D?"
 COST = "seconds"
@@ -27,7 +29,7 @@ BASE = RunConfig(model=ModelConfig(d_model=8, n_layers=1, n_heads=2), data=DATA,
 
 
 def falls(frame):
-    loss = frame.sort_values("tokens")["value"].to_list()
+    loss = rows_of(frame, "asked", metric="loss").sort_values("tokens")["value"].to_list()
     verdict = "upheld" if loss[0] > loss[-1] else "refuted"
     return Verdict("", verdict, predicted=0.0, low=0.0, measured=loss[0] - loss[-1])
 
@@ -43,13 +45,14 @@ def claim(name, decide, runs=None, text="{text}"):
 def study(dial=1, tiny=False):
     short, long = grid({{"tokens": [6_400, round(64_000 * dial)]}}, BASE)
     claims = (claim("falls", falls), claim("broken", broken), claim("short", falls, lambda c: c == short))
-    return Study("stub", QUESTION, (short, long, *{more}), (), claims, table=lambda f: [("loss",), ("{mark}",)])
+    asked = (EvaluationSpec("loss", {{"n": 32}}, label="asked"), *{asked})
+    return Study("stub", QUESTION, (short, long, *{more}), asked, claims, table=lambda f: [("loss",), ("{mark}",)])
 '''
 
 
-def stub(folder, corpus, text="it falls", more="()", mark="table of mine"):
+def stub(folder, corpus, text="it falls", more="()", mark="table of mine", asked="()"):
     path = folder / "stub.py"
-    path.write_text(STUDY.format(source=corpus, text=text, more=more, mark=mark))
+    path.write_text(STUDY.format(source=corpus, text=text, more=more, mark=mark, asked=asked))
     return path
 
 
@@ -83,19 +86,21 @@ def test_a_study_prints_a_verdict_for_each_claim_and_its_cost(conducted):
     assert falls["high"] is None
     assert broken["verdict"] == "undecided", "a rule that fails must not take the other verdicts with it"
     assert "KeyError" in broken["note"]
-    trained = pd.read_csv(out / "measurements.csv").drop_duplicates("run")
-    assert result["flops"] == pytest.approx(trained["flops_spent"].sum())
+    table = pd.read_csv(out / "measurements.csv")
+    assert sorted(table["evaluation"]) == ["asked", "asked", "result", "result"]
+    assert result["flops"] > table.drop_duplicates("run")["flops_spent"].sum(), "asking costs FLOPs too"
     page = (out / "study.html").read_text()
     assert all(word in page for word in ("Does the loss fall with D?", "table of mine", "no fall", "upheld"))
 
 
 def test_launched_again_it_trains_nothing_and_says_the_same(conducted):
     path, out, (_, before) = conducted
-    results = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/result.json")}
+    made = ("runs/*/result.json", "runs/*/evaluations/*.json")
+    results = {p: p.stat().st_mtime_ns for pattern in made for p in out.glob(pattern)}
     claims = (out / "claims.json").read_bytes()
-    assert len(results) == 2
+    assert len(results) == 4
     assert run_json(["study", str(path), "--out", str(out), "--json"]) == (0, before)
-    assert {p: p.stat().st_mtime_ns for p in out.glob("runs/*/result.json")} == results
+    assert {p: p.stat().st_mtime_ns for pattern in made for p in out.glob(pattern)} == results
     assert (out / "claims.json").read_bytes() == claims
 
 
@@ -123,8 +128,9 @@ def test_a_rule_that_changes_after_the_claims_were_written_is_told(conducted, co
     assert "note: the study's file has changed since its claims were written" in capsys.readouterr().out
 
 
-def test_a_claim_without_all_its_runs_is_undecided_and_says_which(corpus, tmp_path):
+def test_a_claim_without_all_its_runs_is_undecided_and_says_which(conducted, corpus, tmp_path):
     """A run that diverges (its rate is absurd): claims on all runs are undecided, one on other runs is not."""
+    shutil.copytree(conducted[1], tmp_path / "out")
     wild = "grid({'tokens': [64_000], 'optim.lr': [1e30], 'optim.clip': [0.0]}, BASE)"
     code, result = run_json(["study", str(stub(tmp_path, corpus, more=wild)), "--out", str(tmp_path / "out"), "--json"])
     falls, _, short = result["claims"]
@@ -135,19 +141,37 @@ def test_a_claim_without_all_its_runs_is_undecided_and_says_which(corpus, tmp_pa
     assert falls["measured"] > 0, "what there is to see is shown"
 
 
+def test_an_evaluation_that_fails_is_named_and_the_verdicts_stay(conducted, corpus, tmp_path, capsys):
+    """A question that one run cannot answer, and a table that cannot be drawn: nothing else is lost to them."""
+    shutil.copytree(conducted[1], tmp_path / "out")
+    wrong = "[EvaluationSpec('loss', {'source': 'text:/nowhere/*'}, lambda c: c == long, 'elsewhere')]"
+    path = stub(tmp_path, corpus, asked=wrong)
+    path.write_text(path.read_text().replace("table=lambda f: [", "table=lambda f: f['none'] or ["))
+    assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 1
+    text = capsys.readouterr().out
+    _, study = load_study(str(path))
+    assert f"1 of 2 runs are lacking (run {study.runs[1].run_id}: evaluation elsewhere: " in text
+    assert "/nowhere/*" in text
+    assert "note: no table: KeyError: 'none'" in text
+    claims = json.loads((tmp_path / "out" / "verdicts.json").read_text())["claims"]
+    assert [c["verdict"] for c in claims] == ["undecided", "undecided", "refuted"]
+
+
 def test_claims_are_written_before_the_first_run(conducted):
     _, out, _ = conducted
     written = (out / "claims.json").stat().st_mtime_ns
     assert all(p.stat().st_mtime_ns > written for p in out.glob("runs/*/config.json"))
 
 
-def test_the_second_stage_follows_from_what_the_first_measured(corpus, tmp_path):
+def test_the_second_stage_follows_from_what_the_first_measured(conducted, corpus, tmp_path):
+    shutil.copytree(conducted[1], tmp_path / "out")
     file = stub(tmp_path, corpus)
     text = file.read_text().replace("table=lambda", "then=more, table=lambda")
-    more = "\n\ndef more(frame):\n    best = frame.loc[frame['value'].idxmin(), 'tokens']\n"
+    more = "\n\ndef more(frame):\n    frame = rows_of(frame, 'asked')\n"
+    more += "    best = frame.loc[frame['value'].idxmin(), 'tokens']\n"
     file.write_text(text + more + "    return grid({'tokens': [int(best)], 'seed': [1]}, BASE), ()\n")
     assert run_json(["study", str(file), "--out", str(tmp_path / "out"), "--json"])[0] == 0
-    table = pd.read_csv(tmp_path / "out" / "measurements.csv")
+    table = pd.read_csv(tmp_path / "out" / "measurements.csv").drop_duplicates("run")
     assert sorted(zip(table["tokens"], table["seed"], strict=True)) == [(6_400, 0), (64_000, 0), (64_000, 1)]
 
 
