@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from analysis.fitting.problem import MANY, Problem
 from analysis.fitting.result import LawFit
 from analysis.fitting.search import solve
 from analysis.forecast.backtest import Backtest, backtest, origin_of
-from analysis.metric import LEVEL
+from analysis.metric import LEVEL, Prediction
 from analysis.runs import Runs
 
 
@@ -44,6 +45,23 @@ def bootstrap(
     validation = backtest(problem) if validation is None else validation
     misfit = discrepancy(validation) | {"origin": origin_of(problem.effort)}
     return replace(fit, draws=draws, intervals=intervals, discrepancy=misfit, cluster=problem.cluster)
+
+
+def derived(fit: LawFit, of: Callable[[Mapping], np.ndarray], level: float = LEVEL) -> Prediction:
+    """A quantity that follows from the parameters of a fit with draws, and its interval: of(parameters), as in
+    `derived(fit, lambda p: p["s"] / p["u"])`. Draws in which it is not finite are left out, and the notes say how many.
+    """
+    if fit.draws is None:
+        raise InputError("derived: the fit has no bootstrap draws, so no interval; call bootstrap first")
+    with np.errstate(all="ignore"):
+        value, drawn = float(of(fit.params)), np.asarray(of(fit.params_of(fit.draws)), float)
+    kept = drawn[np.isfinite(drawn)]
+    lost = len(drawn) - len(kept)
+    notes = (f"{lost} of {len(drawn)} bootstrap draws give no finite value: left out",) if lost else ()
+    if not len(kept):
+        return Prediction(value, None, None, level, "", notes)
+    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
+    return Prediction(value, float(low), float(high), level, "", notes)
 
 
 def _refits(fit: LawFit, problem: Problem, n: int, rng) -> np.ndarray:

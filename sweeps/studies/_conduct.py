@@ -156,7 +156,7 @@ def keep(outcome: Outcome, study: Study, measured: Measured, folder: Path, figur
     """Writes measurements.csv, verdicts.json and study.html."""
     from analysis.report.study import write_study
 
-    write_text(inside(folder, "measurements.csv"), measured.table.to_csv(index=False))
+    write_text(inside(folder, "measurements.csv"), telling(measured.table).to_csv(index=False))
     content = outcome.to_dict() | {"notes": list(outcome.notes), "whole": outcome.whole}
     write_atomically(folder / "verdicts.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     write_study(
@@ -169,6 +169,12 @@ def keep(outcome: Outcome, study: Study, measured: Measured, folder: Path, figur
         figures,
         [*outcome.notes, cost_text(outcome, len(study.runs))],
     )
+
+
+def telling(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table without the columns of the runs in which all rows are alike: there may be many rows."""
+    own = list(frame.columns[frame.columns.get_loc("evaluation") :])
+    return frame[[name for name in frame.columns if name in ("run", *own) or len(set(map(str, frame[name]))) > 1]]
 
 
 def cost_of(folder: Path) -> float | None:

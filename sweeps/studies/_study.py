@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from models.errors import InputError
 from scaling.config import RunConfig, canonical_json
 from scaling.evaluate import EvaluationConfig
 from scaling.folder import read_json, write_atomically
+from scaling.provenance import software
 from sweeps.define import Runs, union
 from sweeps.definition import defined, names_in
 
@@ -189,19 +191,28 @@ def write_claims(study: Study, folder: Path, made_with: str) -> None:
     """claims.json: every claim with its hash; left alone where it already holds the same ones.
 
     made_with: digest of the study's file, so that a rule that changed after the claims were written can be seen. Raises
-    InputError where other claims stand there.
+    InputError where other claims stand there, or where runs were trained before any.
     """
     if written_claims(study, folder):
         return
     claims = [claim.to_dict() | {"sha256": claim.sha256} for claim in study.claims]
-    content = {"study": study.name, "question": study.question, "definition": made_with, "claims": claims}
+    content = {"study": study.name, "question": study.question, "written": datetime.now(UTC).isoformat("T", "seconds")}
+    content |= {"commit": software()["commit"], "definition": made_with, "claims": claims}
     write_atomically(folder / "claims.json", json.dumps(content, indent=1) + "\n")
 
 
 def written_claims(study: Study, folder: Path) -> dict[str, Any] | None:
-    """What claims.json of the folder says, None where there is none. Raises InputError where it holds other claims."""
+    """What claims.json of the folder says, None where there is none.
+
+    Raises InputError where it holds other claims, or where there is none and a run has been trained.
+    """
     path = folder / "claims.json"
     if not path.exists():
+        if any(folder.glob("runs/*/result.json")):
+            raise InputError(
+                f"{folder}: holds runs that were trained before any claims were written; choose another folder with "
+                "--out"
+            )
         return None
     content = read_json(path)
     there = content.get("claims")

@@ -14,7 +14,7 @@ from analysis.forecast.reward import peak
 from analysis.forecast.transfer import data_transferred, fit_transfer, scratch
 from analysis.laws.forms import LAWS
 from analysis.runs import read_runs
-from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.bootstrap import bootstrap, derived
 
 KS = 2 ** np.arange(15)
 
@@ -109,7 +109,7 @@ def test_a_law_of_positive_values_refuses_those_that_are_not():
 
 def test_the_law_of_an_accuracy_covers_with_binomial_noise():
     """Right answers of 400 problems at 20 runs: the exponents of N and D lie in their intervals as often as stated."""
-    rng, inside, truth = np.random.default_rng(8), [], {"c": -14.0, "s": 0.5, "u": 0.6}
+    rng, inside, ratio, truth = np.random.default_rng(8), [], [], {"c": -14.0, "s": 0.5, "u": 0.6}
     n, d = (v.ravel() for v in np.meshgrid(np.geomspace(7e3, 1e5, 5), np.geomspace(1e6, 1.2e7, 4)))
     p = LAWS["logit_power"].loss(truth, n, d)
     assert 0.1 < p.min() < p.max() < 0.97
@@ -118,7 +118,9 @@ def test_the_law_of_an_accuracy_covers_with_binomial_noise():
         runs = read_runs(pd.DataFrame({"N": n, "D": d, "solved": solved}), loss_column="solved", loss_unit="nats")
         one = bootstrap(fit(runs, "logit_power", objective="lsq"), runs, 200, seed=seed)
         inside.append([lo <= truth[k] <= hi for k, (lo, hi) in one.intervals.items()])
+        ratio.append(derived(one, lambda p: p["s"] / p["u"]).inside(0.5 / 0.6))
     assert np.mean(inside) >= 0.8, np.mean(inside, axis=0)
+    assert np.mean(ratio) >= 0.8, "so must the slope of equal accuracy, log D against log N"
 
 
 def censored_table(rng, beta=0.4, highest=np.inf, groups=None):

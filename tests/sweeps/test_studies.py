@@ -1,7 +1,10 @@
 """Studies: claims that stand before the runs, verdicts by rule, and what a run that fails does to them."""
 
 import json
+import re
 import shutil
+import textwrap
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -186,6 +189,26 @@ def test_a_claims_hash_is_of_all_it_states_and_of_nothing_else():
     for name in ("name", "text", "metric", "axis", "law", "holdout", "refuted_by"):
         assert claim(**{name: "other"}).sha256 != base, name
     assert claim(controls=("c", "d")).sha256 != base
+
+
+def test_claims_are_not_written_behind_results(conducted, tmp_path, capsys):
+    """Without this a study whose claims.json was removed could be given new claims, made to fit."""
+    shutil.copytree(conducted[1], tmp_path / "out")
+    (tmp_path / "out" / "claims.json").unlink()
+    with pytest.raises(SystemExit):
+        main(["study", str(conducted[0]), "--out", str(tmp_path / "out")])
+    assert "holds runs that were trained before any claims were written" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "claims.json").exists()
+
+
+def test_the_example_of_the_docs_is_a_study(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/studies.md").read_text()
+    block = re.search(r"\n    # mine.py\n(.*?)\n\n[^ ]", text, flags=re.S)
+    (tmp_path / "mine.py").write_text(textwrap.dedent(block.group(1)))
+    name, study = load_study(str(tmp_path / "mine.py"), "tiny")
+    assert (name, len(study.runs), study.claims[0].name) == ("mine", 2, "falls")
+    falling = pd.DataFrame({"tokens": [1, 2], "value": [3.0, 2.0]})
+    assert [study.claims[0].decide(f).verdict for f in (falling, falling.assign(value=[2, 3]))] == ["upheld", "refuted"]
 
 
 def test_claims_of_another_study_or_a_damaged_file_are_refused(tmp_path):
