@@ -15,6 +15,8 @@ from engine_sweeps import real_sweep, starts, stub, stub_sweep, wait_for
 from processes import assert_same_runs
 
 from models.errors import InputError
+from scaling.evaluate import EvaluationConfig
+from sweeps.asking import Asked, ask, measurements
 from sweeps.launch import ray as engine
 from sweeps.launch.engine import standing
 from sweeps.launch.placement import Placement
@@ -90,6 +92,7 @@ def test_a_task_goes_on_at_another_node_and_the_table_is_the_local_engines(clust
     """There is one worker, and two nodes that have what it needs: the one that it is on is lost."""
     folder = tmp_path / "sweep"
     real_sweep(corpus, folder)
+    ask(folder, [Asked(EvaluationConfig("loss", '{"n": 8}'))])
     nodes = [cluster.add_node(num_cpus=1, resources={"spare": 1}) for _ in range(2)]
 
     def lose() -> None:
@@ -116,6 +119,7 @@ def test_a_task_goes_on_at_another_node_and_the_table_is_the_local_engines(clust
     results = [json.loads(p.read_text()) for p in folder.glob("runs/*/result.json")]
     continued = [r for r in results if r["timing"]["resumed_at_step"] and not r.get("branched_at_step")]
     assert len(continued) == 1, "the run of the lost node goes on from its checkpoint"
+    assert len(measurements(folder)) == 4, "every run was asked"
     assert_same_runs(table(folder), request.getfixturevalue("local_table"))
 
 

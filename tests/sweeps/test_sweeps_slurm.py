@@ -12,6 +12,8 @@ from engine_sweeps import real_sweep, starts, stub, stub_sweep, wait_for
 from processes import assert_same_runs
 
 from models.errors import InputError
+from scaling.evaluate import EvaluationConfig
+from sweeps.asking import Asked, ask, measurements
 from sweeps.launch import local, slurm
 from sweeps.launch.engine import standing
 from sweeps.launch.placement import Placement, read_placement
@@ -169,6 +171,7 @@ def test_a_lost_node(cluster, tmp_path):
 def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corpus, request, tmp_path):
     folder = tmp_path / "sweep"
     real_sweep(corpus, folder)
+    ask(folder, [Asked(EvaluationConfig("loss", '{"n": 8}'))])
     slurm.launch(folder, Placement(workers=3, partition="low"), lambda line: None)
     logs = lambda: "".join(p.read_text() for p in folder.glob("logs/slurm/*_log.out"))  # noqa: E731
     wait_for(lambda: logs().count('"begin"') == 2, 60, "the two trunks")
@@ -178,6 +181,7 @@ def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corp
     wait_for_end(folder, 90)
     resumed = [json.loads(p.read_text())["timing"]["resumed_at_step"] for p in folder.glob("runs/*/result.json")]
     assert min(resumed) > 0, "no run was begun anew"
+    assert len(measurements(folder)) == 4, "and every run was asked"
     assert_same_runs(table(folder), request.getfixturevalue("local_table"))
 
 
@@ -187,6 +191,7 @@ def test_a_run_over_two_nodes_is_preempted_and_goes_on(cluster, corpus, tmp_path
     one, two = tmp_path / "one", tmp_path / "two"
     local.launch(real_sweep(corpus, one, [8], [30_000]), one, 1)
     real_sweep(corpus, two, [8], [30_000])
+    ask(two, [Asked(EvaluationConfig("loss", '{"n": 8}'))])
     slurm.launch(two, Placement(workers=1, nodes=2, partition="low"), lambda line: None)
     logs = lambda: "".join(p.read_text() for p in two.glob("logs/slurm/*_log.out"))  # noqa: E731
     wait_for(lambda: list(two.glob("runs/*/progress.json")), 60, "the run")
@@ -196,3 +201,4 @@ def test_a_run_over_two_nodes_is_preempted_and_goes_on(cluster, corpus, tmp_path
     (result,) = [json.loads(p.read_text()) for p in two.glob("runs/*/result.json")]
     assert result["timing"]["resumed_at_step"] > 0
     assert result["loss"] == pytest.approx(table(one)["loss"][0], rel=1e-5)
+    assert len(measurements(two)) == 1, "the first host asks what both have trained"
