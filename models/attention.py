@@ -56,14 +56,19 @@ def plain(
     return jnp.concatenate(outs, axis=2).transpose(0, 2, 1, 3, 4)
 
 
-def cached_attention(q_BTGJK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, positions_BT: jax.Array) -> jax.Array:
-    """out_BTGJK: each query over the slots up to its own position."""
-    S, K = k_BSGK.shape[1], k_BSGK.shape[-1]
-    q_BTGJK = (q_BTGJK * K**-0.5).astype(q_BTGJK.dtype)
-    logits_BGJTS = jnp.einsum("btgjk,bsgk->bgjts", q_BTGJK, k_BSGK).astype(jnp.float32)
-    seen_BTS = jnp.arange(S) <= positions_BT[..., None]
-    weights_BGJTS = jax.nn.softmax(jnp.where(seen_BTS[:, None, None], logits_BGJTS, MASKED), axis=-1)
-    return jnp.einsum("bgjts,bsgk->btgjk", weights_BGJTS.astype(v_BSGK.dtype), v_BSGK)
+def cached_attention(q_BTGJK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, seen_BTS: jax.Array) -> jax.Array:
+    """out_BTGJK: each query over the slots that it sees.
+
+    Plain batched products with B and G in front: of the layouts tried, the only one that XLA's CPU backend reads at the
+    speed of memory.
+    """
+    B, T, G, J, K = q_BTGJK.shape
+    q_BGXK = (q_BTGJK * K**-0.5).astype(q_BTGJK.dtype).transpose(0, 2, 1, 3, 4).reshape(B, G, T * J, K)
+    logits_BGXS = jnp.einsum("bgxk,bgsk->bgxs", q_BGXK, k_BGSK).astype(jnp.float32)
+    seen_B1XS = jnp.repeat(seen_BTS, J, axis=1)[:, None]
+    weights_BGXS = jax.nn.softmax(jnp.where(seen_B1XS, logits_BGXS, MASKED), axis=-1)
+    out_BGXK = jnp.einsum("bgxs,bgsk->bgxk", weights_BGXS.astype(v_BGSK.dtype), v_BGSK)
+    return out_BGXK.reshape(B, G, T, J, K).transpose(0, 2, 1, 3, 4)
 
 
 def fused(q_BTGJK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, implementation: str | None) -> jax.Array:

@@ -29,14 +29,28 @@ DEFAULT = Implementation()
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
-KeysValues = tuple[jax.Array, jax.Array]  # (k_BSGK, v_BSGK)
+KeysValues = tuple[jax.Array, jax.Array]  # (k_BGSK, v_BGSK): time inside heads, as the products want it
+FRESH: KeysValues = ()  # in place of a layer of a cache: nothing came before, and keys and values are to come back
 
 
 class Cache(NamedTuple):
-    """What earlier positions left for later ones: slot s of every layer's keys and values holds position s."""
+    """What earlier positions left for later ones.
+
+    All sequences write to the same slots, so that a write is one slice, whatever their lengths: a slot that a shorter
+    one has no token for is not seen by it, and its position is its own.
+    """
 
     layers: tuple[KeysValues, ...]
-    length_B: jax.Array  #: slots filled, int32: the next position
+    seen_BS: jax.Array  #: slots that hold a token of the sequence, bool
+    length_B: jax.Array  #: tokens so far, int32: the next position
+    slot: jax.Array  #: the next slot, int32 []
+
+
+class View(NamedTuple):
+    """Where a pass of T tokens writes to in a cache, and what each of its queries sees there."""
+
+    slot: jax.Array  #: of the first of T, int32 []
+    seen_BTS: jax.Array
 
 
 class Transformer(nn.Module):
@@ -44,8 +58,9 @@ class Transformer(nn.Module):
 
     Products run in `dtype`, parameters and norms stay float32. Without a cache each position attends to those before
     it in the input, and positions are 0 .. T-1 unless given (positions_T or positions_BT, int32). With a cache the
-    input's keys and values are written to the slots of their positions, by default the next T, and each attends to all
-    slots up to its own: the logits are those of one pass over all that the cache has seen. The new cache comes back.
+    input follows what the cache holds, by default at the next T positions: the logits are those of one pass over all
+    that it has seen. The new cache comes back. `real_B`: how many of T are tokens of each sequence, the first so many;
+    by default all.
     """
 
     config: ModelConfig
@@ -64,28 +79,59 @@ class Transformer(nn.Module):
             self.head_DV = self.param("head", zeros, (c.d_model, c.vocab_size))
 
     def __call__(
-        self, inputs: jax.Array, positions: jax.Array | None = None, cache: Cache | None = None
+        self,
+        inputs: jax.Array,
+        positions: jax.Array | None = None,
+        cache: Cache | None = None,
+        real_B: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        x_BTD, cache = self.hidden(inputs, positions, cache)
-        return logits(self.config, self.how, x_BTD, self.head()), cache
+        x_BTD, cache = self.hidden(inputs, positions, cache, real_B)
+        return self.logits(x_BTD), cache
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """logits_BTV of the last hidden layer."""
+        return logits(self.config, self.how, x_BTD, self.head())
 
     def hidden(
-        self, inputs: jax.Array, positions: jax.Array | None = None, cache: Cache | None = None
+        self,
+        inputs: jax.Array,
+        positions: jax.Array | None = None,
+        cache: Cache | None = None,
+        real_B: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """x_BTD, the last hidden layer after its norm, in `dtype`, and the new cache."""
-        x_BTD = self.embed(inputs) if jnp.issubdtype(inputs.dtype, jnp.integer) else inputs.astype(self.dtype)
-        x_BTD = self.how.constrain(x_BTD, "batch", "time", None)
+        x_BTD = self.entered(inputs)
+        T = x_BTD.shape[1]
         if positions is None:
-            positions = jnp.arange(x_BTD.shape[1])
+            positions = jnp.arange(T)
             positions = positions if cache is None else cache.length_B[:, None] + positions
-        if self.how.layers == "scanned" and cache is None:
-            return self.norm_out(self.scan(x_BTD, positions)), None
-        layers = [None] * len(self.block) if cache is None else list(cache.layers)
-        for i, block in enumerate(self.block):
-            x_BTD, layers[i] = block(x_BTD, positions, layers[i])
-        if cache is not None:
-            cache = Cache(tuple(layers), jnp.broadcast_to(positions[..., -1] + 1, cache.length_B.shape))
-        return self.norm_out(x_BTD), cache
+        if cache is None:
+            if self.how.layers == "scanned":
+                return self.norm_out(self.scan(x_BTD, positions)), None
+            for block in self.block:
+                x_BTD, _ = block(x_BTD, positions)
+            return self.norm_out(x_BTD), None
+        layers, view = [], view_of(cache, T)
+        for block, layer in zip(self.block, cache.layers, strict=True):
+            x_BTD, layer = block(x_BTD, positions, layer, view)
+            layers.append(layer)
+        return self.norm_out(x_BTD), after(cache, tuple(layers), T, real_B)
+
+    def begin(self, inputs: jax.Array, real_B: jax.Array, slots: int) -> tuple[jax.Array, Cache]:
+        """`hidden` of what nothing came before, and a cache of `slots` >= T. As fast as a pass without a cache."""
+        x_BTD = self.entered(inputs)
+        B, T, _ = x_BTD.shape
+        layers, room = [], ((0, 0), (0, 0), (0, slots - T), (0, 0))
+        for block in self.block:
+            x_BTD, layer = block(x_BTD, jnp.arange(T), FRESH)
+            layers.append(tuple(jnp.pad(x_BGTK, room) for x_BGTK in layer))
+        empty = Cache((), jnp.zeros((B, slots), bool), jnp.zeros(B, jnp.int32), jnp.int32(0))
+        return self.norm_out(x_BTD), after(empty, tuple(layers), T, real_B)
+
+    def entered(self, inputs: jax.Array) -> jax.Array:
+        """x_BTD of tokens_BT or of what stands in for their embedding."""
+        x_BTD = self.embed(inputs) if jnp.issubdtype(inputs.dtype, jnp.integer) else inputs.astype(self.dtype)
+        return self.how.constrain(x_BTD, "batch", "time", None)
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         x_BTD = self.embed_VD[tokens_BT].astype(self.dtype)
@@ -108,7 +154,8 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + feed-forward(norm(x)). Both outputs start at zero.
 
-    x_BTD; the positions of T, alike for all of B (positions_T) or not (positions_BT); its layer of a `Cache` or None.
+    x_BTD; the positions of T, alike for all of B (positions_T) or not (positions_BT); its layer of a `Cache` with the
+    view of it, or FRESH, or None.
     """
 
     config: ModelConfig
@@ -117,16 +164,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, positions: jax.Array, cache: KeysValues | None = None
+        self, x_BTD: jax.Array, positions: jax.Array, cache: KeysValues | None = None, view: View | None = None
     ) -> tuple[jax.Array, KeysValues | None]:
         residual = multipliers(self.config).residual
-        new_BTD, cache = self.attention(RMSNorm("embed", name="norm_attention")(x_BTD), positions, cache)
+        new_BTD, cache = self.attention(RMSNorm("embed", name="norm_attention")(x_BTD), positions, cache, view)
         x_BTD = x_BTD + scaled(new_BTD, residual)
         new_BTD = self.feed_forward(RMSNorm("embed", name="norm_feed_forward")(x_BTD))
         return x_BTD + scaled(new_BTD, residual), cache
 
     def attention(
-        self, x_BTD: jax.Array, positions: jax.Array, cache: KeysValues | None
+        self, x_BTD: jax.Array, positions: jax.Array, cache: KeysValues | None, view: View | None
     ) -> tuple[jax.Array, KeysValues | None]:
         c = self.config
         B, T, D = x_BTD.shape
@@ -146,13 +193,16 @@ class Block(nn.Module):
         q_BTGJK = rotate(q_BTGJK, cos[..., None, None, :], sin[..., None, None, :])
         k_BTGK = rotate(k_BTGK, cos[..., None, :], sin[..., None, :])
         q_BTGJK = scaled(q_BTGJK, multipliers(c).attention)
-        if cache is None:
+        if cache is not None:
+            k_BGTK, v_BGTK = k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
+        if not cache:
             out_BTGJK = causal_attention(q_BTGJK, k_BTGK, v_BTGK, self.how)
+            cache = None if cache is None else (k_BGTK, v_BGTK)
         else:
-            positions_BT = jnp.broadcast_to(positions, (B, T))
-            slots = jnp.arange(B)[:, None], positions_BT
-            cache = cache[0].at[slots].set(k_BTGK), cache[1].at[slots].set(v_BTGK)
-            out_BTGJK = cached_attention(q_BTGJK, *cache, positions_BT)
+            at = (0, 0, view.slot, 0)
+            new = zip(cache, (k_BGTK, v_BGTK), strict=True)
+            cache = tuple(jax.lax.dynamic_update_slice(x_BGSK, x_BGTK, at) for x_BGSK, x_BGTK in new)
+            out_BTGJK = cached_attention(q_BTGJK, *cache, view.seen_BTS)
         w_GJKD = self.param(
             "attention_out",
             logical(nn.initializers.zeros, "kv_heads", "q_per_kv", "head_dim", "embed"),
@@ -248,8 +298,24 @@ def init(config: ModelConfig, key: jax.Array, boxed: bool = False) -> Params:
 
 def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype = jnp.float32) -> Cache:
     """A cache of `slots` positions for `batch` sequences, none filled."""
-    zeros = jnp.zeros((batch, slots, config.n_kv_heads, config.head_dim), dtype)
-    return Cache(((zeros, zeros),) * config.n_layers, jnp.zeros(batch, jnp.int32))
+    zeros = jnp.zeros((batch, config.n_kv_heads, slots, config.head_dim), dtype)
+    seen_BS, length_B = jnp.zeros((batch, slots), bool), jnp.zeros(batch, jnp.int32)
+    return Cache(((zeros, zeros),) * config.n_layers, seen_BS, length_B, jnp.int32(0))
+
+
+def view_of(cache: Cache, T: int) -> View:
+    """For the next T tokens: each sees what the cache holds, and of the T those up to itself."""
+    slot_S = jnp.arange(cache.seen_BS.shape[1])
+    own_TS = (slot_S >= cache.slot) & (slot_S <= cache.slot + jnp.arange(T)[:, None])
+    return View(cache.slot, cache.seen_BS[:, None] | own_TS)
+
+
+def after(cache: Cache, layers: tuple[KeysValues, ...], T: int, real_B: jax.Array | None) -> Cache:
+    """The cache with the layers that T tokens more have made, of which the first real_B count."""
+    slot_S = jnp.arange(cache.seen_BS.shape[1])
+    real_B = jnp.full_like(cache.length_B, T) if real_B is None else real_B
+    new_BS = (slot_S >= cache.slot) & (slot_S < cache.slot + real_B[:, None])
+    return Cache(layers, cache.seen_BS | new_BS, cache.length_B + real_B, cache.slot + T)
 
 
 def apply(

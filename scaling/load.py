@@ -1,16 +1,17 @@
 """A trained model from its run's folder, without optimiser or mesh, to be asked: `load(folder)`.
 
     model = load("runs/mine")
-    print(model.token_logprobs(model.tokenizer.encode("the union")[None]))
+    print(model.generate("the union", n=4).texts)
 
 A folder from someone else may be read: no hook that it names is imported, no link is followed out of it.
 """
 
+import dataclasses
 import functools
 import gc
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from models.implementation import Implementation
 from scaling.chain import parent_of
 from scaling.config import RunConfig
 from scaling.data.store import open_tokenizer
-from scaling.data.tokenizers import Tokenizer
+from scaling.data.tokenizers import END_OF_DOCUMENT, Tokenizer
 from scaling.engine.checkpoint import Checkpointer
 from scaling.engine.parameters import fresh, frozen, parts_of, whole
 from scaling.folder import read_config
+from scaling.generate import BATCH, Samples, Sampling, sample
 from scaling.result import RunResult, read_result
+from scaling.shapes import bucket
 from scaling.trust import check_no_link_out
 
 Params = Any
@@ -69,6 +72,37 @@ class Trained:
         """x_BTD, float32: the last hidden layer after its norm, of which the head makes logits."""
         tokens_BT = self._checked(tokens_BT)
         return _in_parts(functools.partial(_hidden, self.config.model, self.params), tokens_BT, 0)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str | np.ndarray],
+        n: int = 1,
+        max_tokens: int = 64,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        greedy: bool = False,
+        stop: Sequence[str] = (),
+        batch: int = BATCH,
+    ) -> Samples:
+        """n continuations of each prompt, a text or token ids, with their `texts`: up to a stop text, the end of a
+        document, `max_tokens`, or the end of the window. An empty prompt is the beginning of a document.
+
+        Raises InputError: see `scaling.generate.sample`.
+        """
+        sampling = Sampling(temperature, top_k, top_p, greedy)
+        prompts = [self.encode(p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
+        stop = [[END_OF_DOCUMENT], *(self.encode(text) for text in stop)]
+        model, window = self.config.model, self.window
+        samples = sample(model, self.params, prompts, n, max_tokens, seed, sampling, stop, window, batch)
+        texts = [[self.tokenizer.decode(samples.ids(i, j)) for j in range(n)] for i in range(len(prompts))]
+        return dataclasses.replace(samples, texts=texts)
+
+    def encode(self, prompt: str | np.ndarray) -> np.ndarray:
+        """The tokens of a text; tokens as they are. An empty text is the end of the document before."""
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else np.asarray(prompt)
+        return tokens if len(tokens) else np.array([END_OF_DOCUMENT])
 
     def _checked(self, tokens: np.ndarray) -> np.ndarray:
         tokens, V = np.asarray(tokens), self.config.model.vocab_size
@@ -169,14 +203,6 @@ def _in_parts(ask: Callable[[jax.Array], jax.Array], tokens_BT: np.ndarray, more
         padded[: len(part), :T] = part
         parts.append(np.asarray(ask(padded))[: len(part), : T - more])
     return np.concatenate(parts)
-
-
-def bucket(n: int, least: int = 1) -> int:
-    """The smallest power of two, or three quarters of one, that is at least n and `least`: few, and at most 1.5 n."""
-    size = least
-    while size < n:
-        size *= 2
-    return size * 3 // 4 if size > least and size % 4 == 0 and size * 3 // 4 >= n else size
 
 
 HOW = Implementation(attention="blocked")

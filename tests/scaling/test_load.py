@@ -14,7 +14,8 @@ from models.errors import InputError
 from scaling.config import DataConfig, RunConfig
 from scaling.data.store import open_store
 from scaling.engine.loop import train
-from scaling.load import bucket, load
+from scaling.load import load
+from scaling.shapes import bucket
 
 # Where a file is damaged, orbax leaves the reads of the others unawaited.
 pytestmark = [
