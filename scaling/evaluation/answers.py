@@ -21,12 +21,13 @@ class Answers(Evaluation):
     source: str = ""  #: its spec; "": what the run was trained on
     n: int = 1024  #: rows of the validation part
     k: tuple[int, ...] = (1,)  #: samples, of pass@k
+    each: bool = False  #: also p of each answer, for what is to be resampled over problems
 
     SUMMARY = "log-probability of the right answer by teacher forcing: pass@k exact for any k, accuracy, calibration"
 
     def rows(self, asker: Any, seed: int) -> list[Row]:
         """answer_logprob and margin in nats; accuracy: of a greedy reader; pass@k; calibration error of the greedy
-        token's own probability where it answers.
+        token's own probability where it answers; with `each` p, a row a problem.
         """
         if not self.k or min(self.k) < 1:
             raise InputError(f"k = {list(self.k)}: expected whole numbers of at least 1")
@@ -46,7 +47,8 @@ class Answers(Evaluation):
         ]
         margin = margin_BT[answer_BT]
         greedy = np.exp(logprob_BT[answer_BT] - np.minimum(margin, 0))  # the probability of the most probable token
-        return [*rows, calibration_row(greedy, margin > 0)]
+        problems = enumerate(np.exp(logprob)) if self.each else ()
+        return [*rows, calibration_row(greedy, margin > 0), *(row("p", p, 0.0, 1, problem=i) for i, p in problems)]
 
 
 def mean_row(metric: str, values: np.ndarray, **axes: float | str) -> Row:
