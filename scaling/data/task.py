@@ -125,7 +125,8 @@ class Items(NamedTuple):
 class World(Task):
     """A task whose rows are START and then as many questions of one length as fit, each with its answer.
 
-    The fields of the dataclass are its options: `facts:a=0.5,eps=0.1`.
+    The fields of the dataclass are its options: `facts:a=0.5,eps=0.1`. One that is added later is marked ADDED, so that
+    the version stays while it has its default.
     """
 
     revision: ClassVar[int] = 1  #: raised when the same options would give other rows
@@ -217,6 +218,8 @@ def world(kind: type, spec: str, rest: str) -> Any:
         if not sign or name not in known:
             guess = did_you_mean(name, known)
             raise InputError(f"source: {spec!r} has an unknown option {part!r}{guess} (known: {', '.join(known)})")
+        if name in values:
+            raise InputError(f"source: {spec!r} gives {name} twice")
         values[name] = option(known[name][1], text, f"source: {spec!r}: {name}")
     try:
         return kind(**values)

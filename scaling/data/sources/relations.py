@@ -122,6 +122,7 @@ class Relations(World):
 
     def rows(self, split: str, indices_n: np.ndarray, T: int) -> Rows:
         self.check(T)
+        indices_n = np.asarray(indices_n)
         n = len(indices_n)
         rows = {"tokens_BU": np.empty((n, T + 1), np.int32), "answer_BT": np.empty((n, T), bool)}
         if any(T % self.length(h) for h in range(self.least, self.hops + 1)):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from scaling.data.draws import below, bits
-from scaling.data.task import Example, Items, World, expect, world
+from scaling.data.task import Example, Items, World, expect, item_numbers, packed_oracle, world
 
 USAGE = "signs[:OPTIONS]"
 PLUS, MINUS = 1, 2
@@ -35,7 +35,7 @@ class Signs(World):
         expect("k", self.k, 1 <= self.k <= 30, "a whole number of 1 to 30")
         expect("largest", self.largest, 1 <= self.largest <= 1000, "a whole number of 1 to 1000")
         least = self.k * self.largest
-        expect("numbers", self.numbers, self.numbers == 0 or least <= self.numbers <= 10**6, f"0 or at least {least}")
+        expect("numbers", self.numbers, self.numbers == 0 or least <= self.numbers <= 10**5, f"0 or {least} to 100000")
 
     @property
     def bound(self) -> int:
@@ -69,6 +69,21 @@ class Signs(World):
             return sign_nk
         left_nk = target_n[:, None] - np.cumsum(np.where(minus_nk, -a_nk, a_nk), axis=1)
         return np.stack([sign_nk, self.token(left_nk)], axis=2).reshape(len(a_nk), -1)
+
+    def oracle(self, split: str, indices_n: np.ndarray, T: int) -> np.ndarray:
+        """Of each sign by how many of the right answers that begin so far go on with it; what is left costs nothing."""
+        items = self.items(split, item_numbers(indices_n, T // self.item_length))
+        a_nk = items.prompt_nP[:, : self.k] - self.token(0)
+        every = 2 if self.thinking else 1
+        signed_nk = np.where(items.answer_nA[:, ::every] == MINUS, -a_nk, a_nk)
+        left_nk = np.cumsum(signed_nk[:, ::-1], axis=1)[:, ::-1]  # of the target, before each sign
+        count_nS = no_numbers(*a_nk.shape, self.largest)
+        nats_nA, after_n = np.zeros(items.answer_nA.shape), np.ones(len(a_nk))
+        for i in reversed(range(self.k)):
+            count_nS = one_more(count_nS, a_nk[:, i])
+            before_n = np.take_along_axis(count_nS, left_nk[:, i, None] + self.k * self.largest, 1)[:, 0]
+            nats_nA[:, i * every], after_n = np.log(before_n / after_n), before_n
+        return packed_oracle(items._replace(oracle_nA=nats_nA), len(indices_n), T)
 
     def example(self, split: str, index: int) -> Example:
         """Its facts: how many of the 2^k answers are right, and what guessing is worth, their share."""
@@ -118,17 +133,23 @@ class Signs(World):
 
 def solutions(a_nk: np.ndarray, largest: int) -> np.ndarray:
     """How many choices of signs give each sum, int64 [n, 2 k largest + 1]; the sum 0 is in the middle."""
-    n, k = a_nk.shape
-    middle = k * largest
-    count_nS = np.zeros((n, 2 * middle + 1), np.int64)
-    count_nS[:, middle] = 1
-    place_S = np.arange(2 * middle + 1)
-    for i in range(k):
-        # Sums never leave the table, so what is rolled around its ends is zero.
-        up, down = place_S - a_nk[:, i, None], place_S + a_nk[:, i, None]
-        width = len(place_S)
-        count_nS = np.take_along_axis(count_nS, up % width, 1) + np.take_along_axis(count_nS, down % width, 1)
+    count_nS = no_numbers(*a_nk.shape, largest)
+    for a_n in a_nk.T:
+        count_nS = one_more(count_nS, a_n)
     return count_nS
+
+
+def no_numbers(n: int, k: int, largest: int) -> np.ndarray:
+    count_nS = np.zeros((n, 2 * k * largest + 1), np.int64)
+    count_nS[:, k * largest] = 1
+    return count_nS
+
+
+def one_more(count_nS: np.ndarray, a_n: np.ndarray) -> np.ndarray:
+    """The counts of sums with a number more. Sums never leave the table, so what goes around its ends is zero."""
+    place_S, width = np.arange(count_nS.shape[1]), count_nS.shape[1]
+    up_nS, down_nS = (place_S - a_n[:, None]) % width, (place_S + a_n[:, None]) % width
+    return np.take_along_axis(count_nS, up_nS, 1) + np.take_along_axis(count_nS, down_nS, 1)
 
 
 @functools.lru_cache(maxsize=16)
