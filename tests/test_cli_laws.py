@@ -248,3 +248,17 @@ def test_a_law_of_learning_rates_allocates_nothing(runs, tmp_path, capsys):
     assert "\n  a " not in text, "the profile of an exponent of N*"
     assert "the learning rate by N, D" in refusal(capsys, "allocate", path, "--flops", "1e20")
     assert [figure.name for figure in (tmp_path / "figures").glob("*.png")] == ["predicted.png"]
+
+
+def test_a_gold_reward_below_zero_is_fitted_and_predicted(tmp_path, capsys):
+    """A law whose metric has the identity link takes values of either sign; others still refuse them."""
+    K = np.geomspace(0.1, 30, 30)
+    gold = np.sqrt(K) * (0.9 - 0.2 * np.sqrt(K)) + 0.01 * np.random.default_rng(0).standard_normal(30)
+    pd.DataFrame({"kl": K, "gold": gold}).to_csv(tmp_path / "gold.csv", index=False)
+    asked = [tmp_path / "gold.csv", "--input", "K=kl", "--loss-column", "gold", "--json"]
+    fit = json.loads(printed(capsys, "fit", *asked, "--law", "best_of_n", "--out", tmp_path / "fit.json"))
+    assert fit["params"]["beta"] == pytest.approx(0.2, abs=0.01)
+    told = json.loads(printed(capsys, "predict", tmp_path / "fit.json", "--input", "K=30", "--json"))
+    assert told["low"] < told["predicted"] < told["high"] < 0
+    asked[2] = "x=kl"
+    assert "3 of 30 runs have no positive finite value" in refusal(capsys, "fit", *asked, "--law", "power")

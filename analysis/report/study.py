@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,8 +30,10 @@ def write_study(
     figure. notes: what a reader should know, the cost among it.
     """
     heads = ("claim", "verdict", "predicted", "interval", "measured", "note")
+    count = Counter(verdict["verdict"] for verdict in verdicts)
+    came = ", ".join(f"{number} {verdict}" for verdict, number in sorted(count.items()))
     body = (
-        f"<h1>{escaped(title)}</h1><p class=lead>{escaped(question)}</p>",
+        f"<h1>{escaped(title)}</h1><p class=lead>{escaped(question)}</p><p>Claims: {escaped(came)}.</p>",
         "<h2>Verdicts</h2>" + html_table(heads, map(_row, verdicts)),
         "".join(
             html_figure(figure, caption) + f"<p>{escaped(caption)}</p>" for caption, figure in (figures or {}).items()

@@ -1,5 +1,6 @@
 """Answers: how probable the model finds the one right answer, by teacher forcing, without sampling noise."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,14 +48,19 @@ class Answers(Evaluation):
         ]
         margin = margin_BT[answer_BT]
         greedy = np.exp(logprob_BT[answer_BT] - np.minimum(margin, 0))  # the probability of the most probable token
-        problems = enumerate(np.exp(logprob)) if self.each else ()
-        return [*rows, calibration_row(greedy, margin > 0), *(row("p", p, 0.0, 1, problem=i) for i, p in problems)]
+        each = each_row("p", np.exp(logprob), range(len(logprob))) if self.each else []
+        return [*rows, calibration_row(greedy, margin > 0), *each]
 
 
 def mean_row(metric: str, values: np.ndarray, **axes: float | str) -> Row:
     """The mean, with the standard error between values; of a share that is binomial."""
     values = np.asarray(values, np.float64)
     return row(metric, values.mean(), values.std() / np.sqrt(max(1, len(values) - 1)), len(values), **axes)
+
+
+def each_row(metric: str, values: Iterable[float], problems: Iterable[int], n: int = 1) -> list[Row]:
+    """A row a problem, with its number on the axis `problem`."""
+    return [row(metric, value, 0.0, n, problem=int(i)) for i, value in zip(problems, values, strict=True)]
 
 
 def pass_at_k(p: np.ndarray, k: tuple[int, ...]) -> list[Row]:

@@ -8,7 +8,7 @@ import numpy as np
 from models.errors import InputError
 from scaling.evaluation import Evaluation, Row
 from scaling.evaluation._rows import task_of
-from scaling.evaluation.answers import mean_row, pass_at_k
+from scaling.evaluation.answers import each_row, mean_row, pass_at_k
 
 MOST = 2**16  # answers
 
@@ -18,6 +18,7 @@ class Enumerate(Evaluation):
     source: str = ""  #: spec of a task; "": what the run was trained on
     n: int = 256  #: problems of the validation part
     k: tuple[int, ...] = (1,)  #: samples, of pass@k
+    each: bool = False  #: also p of each problem, for what is to be resampled over problems
 
     SUMMARY = "all answers of a small answer space: exact success, greedy and majority limits, margin, pass@k"
 
@@ -34,11 +35,13 @@ class Enumerate(Evaluation):
             raise InputError(f"source = {task.spec!r}: has no answer space of at most {MOST} answers to enumerate")
         answers_SM = np.stack([x.ravel() for x in np.meshgrid(*choices, indexing="ij")], axis=1)
         rows = []
-        for prompts, right_NS in groups(task, self.n, answers_SM):
-            rows.append((tree_logprobs(asker, prompts, choices), right_NS))
-        logprob_NS = np.concatenate([x for x, _ in rows])
-        right_NS = np.concatenate([x for _, x in rows])
-        return measured(logprob_NS, right_NS, self.k)
+        for problems, prompts, right_NS in groups(task, self.n, answers_SM):
+            rows.append((problems, tree_logprobs(asker, prompts, choices), right_NS))
+        problems, logprob_NS, right_NS = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+        success_N = np.sum(np.exp(logprob_NS) * right_NS, axis=1)
+        order = np.argsort(problems)
+        each = each_row("p", success_N[order], problems[order]) if self.each else []
+        return [*measured(logprob_NS, right_NS, self.k), *each]
 
 
 def measured(logprob_NS: np.ndarray, right_NS: np.ndarray, k: tuple[int, ...]) -> list[Row]:
@@ -60,15 +63,15 @@ def measured(logprob_NS: np.ndarray, right_NS: np.ndarray, k: tuple[int, ...]) -
 
 
 def groups(task: Any, n: int, answers_SM: np.ndarray):
-    """(prompts_NP, right_NS) of the first n problems, those of one prompt length together."""
+    """(numbers_N, prompts_NP, right_NS) of the first n problems, those of one prompt length together."""
     by_length: dict[int, list] = {}
     for index in range(n):
         example = task.example("valid", index)
         right_S = task.right(example, answers_SM)
         if not right_S.all():
-            by_length.setdefault(len(example.prompt), []).append((example.prompt, right_S))
-    for pairs in by_length.values():
-        yield np.stack([p for p, _ in pairs]), np.stack([r for _, r in pairs])
+            by_length.setdefault(len(example.prompt), []).append((index, example.prompt, right_S))
+    for found in by_length.values():
+        yield tuple(np.stack(parts) for parts in zip(*found, strict=True))
 
 
 def tree_logprobs(asker: Any, prompts_NP: np.ndarray, choices: tuple[np.ndarray, ...]) -> np.ndarray:

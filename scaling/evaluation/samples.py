@@ -9,7 +9,7 @@ import numpy as np
 from models.errors import InputError
 from scaling.evaluation import Evaluation, Row, row
 from scaling.evaluation._rows import task_of
-from scaling.evaluation.answers import mean_row
+from scaling.evaluation.answers import each_row, mean_row
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Samples(Evaluation):
     k: tuple[int, ...] = (1,)  #: of pass@k, each at most `samples`
     temperature: float = 1.0
     max_tokens: int = 0  #: of an answer; 0: as long as the right one
+    each: bool = False  #: also how many samples of each problem are right, to be resampled over problems
 
     SUMMARY = "answers sampled and verified: accuracy with its binomial error, pass@k by the unbiased estimator"
 
@@ -44,6 +45,7 @@ class Samples(Evaluation):
             mean_row("score", score_NS.mean(axis=1)),
         ]
         right_N = right_NS.sum(axis=1)
+        rows += each_row("right", right_N, range(self.n), self.samples) if self.each else []
         return [*rows, *(mean_row("pass@k", [unbiased(self.samples, int(c), k) for c in right_N], k=k) for k in self.k)]
 
 

@@ -84,7 +84,7 @@ def conduct(
         trained += more
     elif study.then is not None:
         notes.append("the second stage was not begun, as the first is not whole")
-        study = replace(study, claims=tuple(replace(claim, runs=None) for claim in study.claims))
+        study = replace(study, claims=tuple(replace(claim, runs=None, evaluations=None) for claim in study.claims))
     verdicts = tuple(judged(claim, study, measured) for claim in study.claims)
     shown = drawn("table", study.table, (), measured, notes)
     figures = drawn("figures", study.figures, {}, measured, notes)
@@ -134,7 +134,7 @@ def asked_of(spec: EvaluationSpec, study: Study) -> tuple[str, ...]:
 def judged(claim: Claim, study: Study, measured: Measured) -> Verdict:
     """The verdict by the claim's rule; undecided, with what numbers there are, where a run it stands on is lacking."""
     used = [c.run_id for c in study.runs if claim.runs is None or claim.runs(c)]
-    lacking = [run for run in used if run in measured.lacking]
+    lacking = {run: why for run in used if (why := measured.why(run, claim.evaluations))}
     rows = measured.table[measured.table["run"].isin(used)]
     try:
         verdict = claim.decide(rows)
@@ -145,7 +145,7 @@ def judged(claim: Claim, study: Study, measured: Measured) -> Verdict:
     if not isinstance(verdict, Verdict):
         verdict = Verdict(claim.name, "undecided", note=f"its rule returned {type(verdict).__name__}, no Verdict")
     if lacking:
-        named = "; ".join(f"run {run}: {measured.lacking[run]}" for run in lacking[:SHOWN])
+        named = "; ".join(f"run {run}: {why}" for run, why in list(lacking.items())[:SHOWN])
         more = "; ..." if len(lacking) > SHOWN else ""
         note = f"{len(lacking)} of {len(used)} runs are lacking ({named}{more})"
         verdict = replace(verdict, verdict="undecided", note=note)

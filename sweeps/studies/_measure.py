@@ -5,7 +5,7 @@ validation), `metric`, `value`, `stderr`, `n` (what the value is a mean over), a
 k. An axis named like a column of the run stands under `asked_NAME`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,26 @@ from scaling.config import RunConfig
 from scaling.evaluate import path_of, read_evaluation
 from scaling.failure import read_failure
 from sweeps.launch.asking import Asking
-from sweeps.studies._study import EvaluationSpec
+from sweeps.studies._study import RESULT, EvaluationSpec
 from sweeps.table import table
-
-RESULT = "result"  #: the evaluation that each run brings along: its validation loss
 
 Asked = tuple[str, str]  # run id, label of the evaluation
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a study has measured so far. lacking: run id -> why it, or an evaluation of it, has no value."""
+    """What a study has measured so far. lacking: (run id, label) -> why there is no value; label RESULT: no run."""
 
     table: pd.DataFrame
-    lacking: Mapping[str, str]
+    lacking: Mapping[Asked, str]
     flops: float  #: spent on asking
+
+    def why(self, run: str, labels: Collection[str] | None = None) -> str:
+        """Why a run, or one of these evaluations of it (None: any), is lacking; "" where none is."""
+        for (lacks, label), reason in self.lacking.items():
+            if lacks == run and (label == RESULT or labels is None or label in labels):
+                return reason if label == RESULT else f"evaluation {label}: {reason}"
+        return ""
 
 
 def measure(folder: Path, configs: Sequence[RunConfig], specs: Sequence[EvaluationSpec]) -> Measured:
@@ -42,14 +47,12 @@ def measure(folder: Path, configs: Sequence[RunConfig], specs: Sequence[Evaluati
         status = runs.loc[run, "status"] if run in runs.index else "not begun"
         if status != "finished":
             failure = read_failure(folder / "runs" / run)
-            lacking[run] = failure.reason if failure else status
-    finished = [config for config in configs if config.run_id not in lacking]
+            lacking[run, RESULT] = failure.reason if failure else status
+    finished = [config for config in configs if (config.run_id, RESULT) not in lacking]
     asked = [(config.run_id, spec) for config in finished for spec in specs if spec.asks(config)]
     values, failed, flops = evaluated(folder, asked)
-    for (run, label), reason in failed.items():
-        lacking.setdefault(run, f"evaluation {label}: {reason}")
     own = {(run, RESULT): [{"metric": "loss", "value": runs.loc[run, "loss"]}] for run in (c.run_id for c in finished)}
-    return Measured(joined(runs, own | values), lacking, flops)
+    return Measured(joined(runs, own | values), lacking | failed, flops)
 
 
 def evaluated(

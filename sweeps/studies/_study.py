@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from models.errors import InputError
+from models.errors import InputError, did_you_mean
 from scaling.config import RunConfig, canonical_json
 from scaling.evaluate import EvaluationConfig
 from scaling.folder import read_json, write_atomically
@@ -31,6 +31,8 @@ PACKAGE = "sweeps.studies"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 #: What a claim's hash is of.
 STATED = ("name", "text", "metric", "axis", "law", "controls", "holdout", "refuted_by")
+
+RESULT = "result"  #: label of what each run brings along: its validation loss
 
 RunFilter = Callable[[RunConfig], bool]
 
@@ -68,7 +70,7 @@ class Claim:
     name, text: what is claimed, short and in a sentence. metric, axis: what is measured, along what. law: its formula,
     or "none". controls: what must hold for the claim to mean anything. holdout: what no fit sees. refuted_by: what
     would refute it, in numbers. decide(measurements): the verdict; InputError where the measurements do not suffice,
-    which makes it undecided. runs: those that it stands on, where not on all.
+    which makes it undecided. runs, evaluations: those (by label) that it stands on, where not on all.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Claim:
     refuted_by: str
     decide: Callable[[pd.DataFrame], Verdict] = field(compare=False, repr=False)
     runs: RunFilter | None = field(default=None, compare=False, repr=False)
+    evaluations: tuple[str, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -159,6 +162,14 @@ class Study:
         for what, given in names.items():
             if twice := {name for name in given if given.count(name) > 1}:
                 raise InputError(f"study {self.name!r}: two {what} are called {sorted(twice)[0]!r}")
+        labels = [spec.label for spec in self.evaluations]
+        if RESULT in labels:
+            raise InputError(f"study {self.name!r}: the label {RESULT!r} is that of a run's own loss; take another")
+        for claim in self.claims:
+            for label in () if self.then else claim.evaluations or ():
+                if label not in labels:
+                    there = did_you_mean(label, labels)
+                    raise InputError(f"claim {claim.name!r}: no evaluation is called {label!r}{there}")
 
     def extended(self, runs: Iterable[RunConfig], evaluations: Iterable[EvaluationSpec]) -> "Study":
         """The study with the runs and evaluations of its second stage, and none to follow."""

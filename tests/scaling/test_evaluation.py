@@ -245,3 +245,26 @@ def test_answers_of_a_task_are_asked(facts_run):
     assert rows["answer_logprob", None]["n"] == 64 * 8
     assert rows["pass@k", 1]["value"] < rows["pass@k", 1024]["value"] < 1
     assert 0 <= rows["calibration_error", None]["value"] < 0.5
+
+
+def test_problems_one_by_one_give_the_means(facts_run):
+    """What is resampled over problems later is what the means are of, in the problems' order, run after run."""
+    result = evaluate(facts_run, EvaluationConfig("answers", '{"n": 16, "k": [64], "each": true}'))
+    each = [r for r in result.rows if r["metric"] == "p"]
+    assert [r["problem"] for r in each] == list(range(16 * 8))
+    (mean,) = (r for r in result.rows if r["metric"] == "pass@k")
+    assert np.mean([1 - (1 - r["value"]) ** 64 for r in each]) == pytest.approx(mean["value"], rel=1e-6)
+
+
+def test_each_of_an_enumerated_space_keeps_the_number_of_its_problem():
+    """Problems of two prompt lengths are asked in groups: their numbers must come back in order, with their own p."""
+    from scaling.evaluation.enumerate import groups
+
+    examples = [SimpleNamespace(prompt=np.arange(1 + i % 2), number=i) for i in range(6)]
+    task = SimpleNamespace(
+        example=lambda split, i: examples[i], right=lambda example, answers: answers[:, 0] == example.number
+    )
+    found = list(groups(task, 6, np.arange(6)[:, None]))
+    assert [problems.tolist() for problems, *_ in found] == [[0, 2, 4], [1, 3, 5]]
+    for problems, _, right_NS in found:
+        assert np.argmax(right_NS, axis=1).tolist() == problems.tolist()

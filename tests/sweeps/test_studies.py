@@ -41,13 +41,14 @@ def broken(frame):
     return frame["no such column"]
 
 
-def claim(name, decide, runs=None, text="{text}"):
-    return Claim(name, text, "loss", "tokens", "none", ("none",), "none", "no fall", decide, runs)
+def claim(name, decide, runs=None, text="{text}", evaluations=None):
+    return Claim(name, text, "loss", "tokens", "none", ("none",), "none", "no fall", decide, runs, evaluations)
 
 
 def study(dial=1, tiny=False):
     short, long = grid({{"tokens": [6_400, round(64_000 * dial)]}}, BASE)
     claims = (claim("falls", falls), claim("broken", broken), claim("short", falls, lambda c: c == short))
+    claims += (claim("asked", falls, evaluations=("asked",)),)
     asked = (EvaluationSpec("loss", {{"n": 32}}, label="asked"), *{asked})
     return Study("stub", QUESTION, (short, long, *{more}), asked, claims, table=lambda f: [("loss",), ("{mark}",)])
 '''
@@ -82,9 +83,10 @@ def test_a_study_prints_a_verdict_for_each_claim_and_its_cost(conducted):
     _, out, (code, result) = conducted
     assert code == 0
     assert list(result) == ["name", "seconds", "flops", "claims"]
-    falls, broken, short = result["claims"]
+    falls, broken, short, asked = result["claims"]
     assert list(falls) == ["name", "verdict", "predicted", "low", "high", "measured", "note"]
     assert (falls["verdict"], short["verdict"]) == ("upheld", "refuted")  # of one run alone nothing falls
+    assert asked | {"name": "falls"} == falls
     assert falls["measured"] > 0.1
     assert falls["high"] is None
     assert broken["verdict"] == "undecided", "a rule that fails must not take the other verdicts with it"
@@ -118,7 +120,7 @@ def test_claims_that_stand_are_never_overwritten(conducted, corpus, capsys):
     error = capsys.readouterr().err
     assert ended.value.code == 2
     assert error.count("\n") == 1
-    assert "other claims were written here before the runs (broken, falls, short differ)" in error
+    assert "other claims were written here before the runs (asked, broken, falls differ)" in error
     assert (out / "claims.json").read_bytes() == claims
 
 
@@ -136,7 +138,7 @@ def test_a_claim_without_all_its_runs_is_undecided_and_says_which(conducted, cor
     shutil.copytree(conducted[1], tmp_path / "out")
     wild = "grid({'tokens': [64_000], 'optim.lr': [1e30], 'optim.clip': [0.0]}, BASE)"
     code, result = run_json(["study", str(stub(tmp_path, corpus, more=wild)), "--out", str(tmp_path / "out"), "--json"])
-    falls, _, short = result["claims"]
+    falls, _, short, _ = result["claims"]
     assert code == 1
     assert (falls["verdict"], short["verdict"]) == ("undecided", "refuted")
     _, study = load_study(str(tmp_path / "stub.py"))
@@ -157,7 +159,7 @@ def test_an_evaluation_that_fails_is_named_and_the_verdicts_stay(conducted, corp
     assert "/nowhere/*" in text
     assert "note: no table: KeyError: 'none'" in text
     claims = json.loads((tmp_path / "out" / "verdicts.json").read_text())["claims"]
-    assert [c["verdict"] for c in claims] == ["undecided", "undecided", "refuted"]
+    assert [c["verdict"] for c in claims] == ["undecided", "undecided", "refuted", "upheld"]
 
 
 def test_claims_are_written_before_the_first_run(conducted):
@@ -227,6 +229,7 @@ def test_claims_of_another_study_or_a_damaged_file_are_refused(tmp_path):
         ({"claims": ()}, "has no claims"),
         ({"runs": ()}, "has no runs"),
         ({"claims": (claim(), claim())}, "two claims are called 'a'"),
+        ({"claims": (claim(evaluations=("los",)),)}, "claim 'a': no evaluation is called 'los'"),
     ],
 )
 def test_a_study_that_cannot_be_conducted_is_refused(changes, message):
