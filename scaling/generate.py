@@ -87,6 +87,11 @@ class Samples:
         """The tokens kept."""
         return self.tokens[prompt, sample, : self.kept[prompt, sample]]
 
+    def first(self, n: int) -> "Samples":
+        """The first n of each prompt."""
+        arrays = ("tokens", "logprobs", "drawn_logprobs", "lengths", "kept", "stopped")
+        return Samples(*(getattr(self, name)[:, :n] for name in arrays), [texts[:n] for texts in self.texts])
+
 
 def sample(
     model: ModelConfig,

@@ -22,10 +22,12 @@ import numpy as np
 from models import transformer
 from models.errors import InputError
 from models.implementation import Implementation
+from scaling.beam import beam_search
 from scaling.chain import parent_of
 from scaling.config import RunConfig
+from scaling.data.sources import is_task
 from scaling.data.store import open_tokenizer
-from scaling.data.tokenizers import END_OF_DOCUMENT, Tokenizer
+from scaling.data.tokenizers import END_OF_DOCUMENT, Symbols, Tokenizer, clean
 from scaling.engine.checkpoint import Checkpointer
 from scaling.engine.parameters import fresh, frozen, parts_of, whole
 from scaling.folder import read_config
@@ -84,25 +86,46 @@ class Trained:
         top_p: float = 1.0,
         greedy: bool = False,
         stop: Sequence[str] = (),
+        beam: int = 0,
         batch: int = BATCH,
     ) -> Samples:
         """n continuations of each prompt, a text or token ids, with their `texts`: up to a stop text, the end of a
-        document, `max_tokens`, or the end of the window. An empty prompt is the beginning of a document.
+        document, `max_tokens`, or the end of the window. `beam`: the best n that a beam of this width finds.
 
-        Raises InputError: see `scaling.generate.sample`.
+        A text is taken as `encode` says. Raises InputError: see `scaling.generate.sample`.
         """
         sampling = Sampling(temperature, top_k, top_p, greedy)
         prompts = [self.encode(p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
-        stop = [[END_OF_DOCUMENT], *(self.encode(text) for text in stop)]
-        model, window = self.config.model, self.window
-        samples = sample(model, self.params, prompts, n, max_tokens, seed, sampling, stop, window, batch)
+        model, window, stop = self.config.model, self.window, self.stops(stop)
+        if beam:
+            samples = beam_search(model, self.params, prompts, beam, max_tokens, stop, window).first(n)
+        else:
+            samples = sample(model, self.params, prompts, n, max_tokens, seed, sampling, stop, window, batch)
         texts = [[self.tokenizer.decode(samples.ids(i, j)) for j in range(n)] for i in range(len(prompts))]
         return dataclasses.replace(samples, texts=texts)
 
     def encode(self, prompt: str | np.ndarray) -> np.ndarray:
-        """The tokens of a text; tokens as they are. An empty text is the end of the document before."""
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else np.asarray(prompt)
-        return tokens if len(tokens) else np.array([END_OF_DOCUMENT])
+        """The tokens of a text; tokens as they are. An empty text is the beginning of a document, and a model of a task
+        reads every text as the beginning of a row.
+        """
+        if not isinstance(prompt, str):
+            return np.asarray(prompt)
+        if clean(prompt) != prompt:
+            raise InputError(f"prompt {prompt[:20]!r}: holds NUL or half a character, which no token stands for")
+        tokens = self.tokenizer.encode(prompt)
+        begins = not len(tokens) or is_task(self.config.data.source)
+        return np.concatenate([[END_OF_DOCUMENT], tokens]).astype(np.int32) if begins else tokens
+
+    def stops(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Stop sequences: those texts, and the end of a document. Raises InputError for an empty one."""
+        for text in texts:
+            if not text or clean(text) != text:
+                raise InputError(f"stop = {text!r}: expected text of at least one character, without NUL")
+        return [np.array([END_OF_DOCUMENT]), *(self.tokenizer.encode(text) for text in texts)]
+
+    def joined(self, prompt: str, text: str) -> str:
+        """A prompt and what follows it as one text."""
+        return " ".join(filter(None, (prompt, text))) if isinstance(self.tokenizer, Symbols) else prompt + text
 
     def _checked(self, tokens: np.ndarray) -> np.ndarray:
         tokens, V = np.asarray(tokens), self.config.model.vocab_size

@@ -12,6 +12,8 @@ from models import transformer
 from models.config import ModelConfig
 from models.errors import InputError
 from models.sizing import flops_per_token
+from scaling.data.task import START
+from scaling.generate import Sampling, sample
 from scaling.load import Trained, load
 from scaling.trust import check_run_id
 
@@ -35,6 +37,17 @@ class Asker:
     def next(self, tokens_BT: np.ndarray) -> np.ndarray:
         """logprob_BV of the token after each row."""
         return self.call(next_logprobs, np.asarray(tokens_BT, np.int32))[0]
+
+    def sampled(
+        self, prompts: list[np.ndarray], n: int, max_tokens: int, seed: int, temperature: float
+    ) -> list[list[np.ndarray]]:
+        """n continuations of each prompt, in tokens, up to the end of a document, `max_tokens` or of the window."""
+        model, params, window = self.model.config.model, self.model.params, self.model.window
+        drawn = sample(model, params, prompts, n, max_tokens, seed, Sampling(temperature), [[START]], window)
+        for prompt, lengths_n in zip(prompts, drawn.lengths, strict=True):
+            once = forward_flops(model, (1, len(prompt)))
+            self.flops += once + sum(forward_flops(model, (1, len(prompt) + int(t))) - once for t in lengths_n)
+        return [[drawn.ids(i, j) for j in range(n)] for i in range(len(prompts))]
 
     def divergence(self, other: "Asker", tokens_BU: np.ndarray) -> np.ndarray:
         """kl_BT, nats: KL(model || other) of the next token at each position before the last."""
