@@ -20,6 +20,7 @@ from analysis.runs import Runs, read_runs
 from analysis.uncertainty.bootstrap import bootstrap
 from analysis.uncertainty.clustered import Interval
 from analysis.uncertainty.equivalence import Equivalence, robust
+from analysis.uncertainty.isotonic import Isotonic
 from models.errors import InputError, did_you_mean
 from sweeps.studies._study import Verdict
 
@@ -72,6 +73,31 @@ def fitted(
     runs = read_runs(plain, holdout=holdout, inputs=own, loss_unit="nats", signed=signed, **units)
     one = fit(runs, law, cluster=cluster, **options)
     return bootstrap(one, runs, draws), runs
+
+
+def curves_of(frame: pd.DataFrame, axis: str, unit: str = "problem") -> tuple[np.ndarray, np.ndarray]:
+    """(x, values) of measurements along an axis, (points,) and (units, points): what `isotonic` takes.
+
+    unit: the column of what is resampled, such as problem or block; of several runs each has units of its own. Raises
+    InputError where a unit was not measured at every point, or twice at one.
+    """
+    for name in (axis, unit):
+        if name not in frame.columns:
+            raise InputError(f"measurements: no column {name!r}{did_you_mean(name, frame.columns)}")
+    table = frame.pivot_table(index=["run", unit], columns=axis, values="value", aggfunc=["mean", "count"])
+    if not len(table) or not (table["count"] == 1).all(axis=None):
+        raise InputError(f"measurements: not every {unit} has one value at each {axis}; pick one metric and arm")
+    return table["mean"].columns.to_numpy(float), table["mean"].to_numpy(float)
+
+
+def monotone(found: Isotonic, least: float = 0.95) -> Verdict:
+    """Upheld where the curve never turns with a chance of at least `least`; refuted where a step turns beyond doubt."""
+    fails = found.where_it_fails
+    verdict = "refuted" if fails else "upheld" if found.p_monotone >= least else "undecided"
+    note = f"P(monotone) {found.p_monotone:.3g}" + (f"; fails at {fails}" if fails else "")
+    if verdict == "undecided":
+        note = joined(note, "no step turns beyond doubt; more problems would decide")
+    return Verdict("", verdict, least, None, None, found.p_monotone, note)
 
 
 def contains(

@@ -7,13 +7,16 @@ import pytest
 from analysis.metric import Prediction
 from analysis.uncertainty.clustered import Interval
 from analysis.uncertainty.equivalence import decide
+from analysis.uncertainty.isotonic import isotonic
 from models.errors import InputError
 from sweeps.studies._rules import (
     all_of,
     chosen,
     contains,
     controlled,
+    curves_of,
     fitted,
+    monotone,
     null,
     rows_of,
     sign,
@@ -103,6 +106,30 @@ def test_parts_and_controls_of_a_claim():
     held = controlled(up, null=no)
     assert (held.verdict, held.measured) == ("undecided", 1)
     assert held.note.startswith("control null refuted (refuted)")
+
+
+def test_a_curve_over_problems_is_monotone_refuted_or_open():
+    rng = np.random.default_rng(2)
+
+    def rows(means, problems=400):
+        p = np.array(means)
+        return pd.DataFrame(
+            {"run": f"r{i % 2}", "problem": i // 2, "budget": 2**j, "value": float(rng.random() < p[j])}
+            for i in range(problems)
+            for j in range(len(p))
+        ).sample(frac=1, random_state=0)
+
+    verdicts = {}
+    for name, means in {"rises": [0.2, 0.5, 0.8], "turns": [0.2, 0.7, 0.4], "flat": [0.5, 0.5, 0.5]}.items():
+        x, values = curves_of(rows(means), "budget")
+        assert x.tolist() == [1, 2, 4]
+        assert values.shape == (400, 3)
+        verdicts[name] = monotone(isotonic(x, values, draws=400))
+    assert [v.verdict for v in verdicts.values()] == ["upheld", "refuted", "undecided"]
+    assert "fails at 2 to 4" in verdicts["turns"].note
+    twice = pd.concat([rows([0.2, 0.5], 4)] * 2)
+    with pytest.raises(InputError, match="not every problem has one value at each budget"):
+        curves_of(twice, "budget")
 
 
 def measurements() -> pd.DataFrame:
