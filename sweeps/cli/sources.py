@@ -81,7 +81,8 @@ def facts_of(source: str, tokenizer: str | None, examples: int) -> dict[str, Any
             question = task.example("valid", index)
         except (InputError, IndexError):  # of a corpus in a mixture; of a file with fewer
             continue
-        prompt, answer = (store.tokenizer.decode(ids) for ids in (question.prompt, question.answer))
+        texts = (store.tokenizer.decode(ids) for ids in (question.prompt, question.answer))
+        prompt, answer = (text.replace("\0", "") for text in texts)  # the ends of documents
         facts["examples"].append({"prompt": prompt, "answer": answer, "facts": question.facts})
     return facts
 

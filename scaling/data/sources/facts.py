@@ -22,6 +22,7 @@ CONTROLS = (".", "Q", "?", "A", "F", "R", "I", ":", *(f"r{i}" for i in range(8))
 CONTENT = tuple("abcdefghijklmnopqrstuvwxyz012345")
 SYMBOLS = CONTROLS + CONTENT
 FIRST, V = len(CONTROLS), len(CONTENT)  # the id of the first content symbol, and how many there are
+BITS = V.bit_length() - 1  # of a content symbol: V is a power of two
 ASK, MARK = SYMBOLS.index("Q"), SYMBOLS.index("?")
 
 
@@ -148,7 +149,7 @@ class Facts(World):
 
 def digits(number_n: np.ndarray, count: int) -> np.ndarray:
     """Numbers as symbols, the highest first; int64 [n, count] of 0 to V - 1."""
-    return number_n[:, None] // V ** np.arange(count - 1, -1, -1) % V
+    return number_n[:, None] >> np.arange(BITS * (count - 1), -1, -BITS) & (V - 1)
 
 
 def noise_entropy(eps: float) -> float:

@@ -98,8 +98,7 @@ class Mixture(Task):
     def check(self, T: int) -> None:
         for part in self.parts:
             part.check(T)
-        kinds = {frozenset(part.rows("train", np.zeros(1, int), T)) - {"real_BT"} for part in self.parts}
-        if len(kinds) > 1:
+        if pairs_among(self, T) not in (0, len(self.parts)):
             raise InputError(f"source: {self.of!r} mixes pairs with single rows; train on one kind at a time")
 
     @functools.cached_property
@@ -158,6 +157,12 @@ class Mixture(Task):
 
     def verify(self, prompt: Any, text: Any) -> float:
         raise InputError(f"source: {self.of!r} is a mixture, which cannot tell whose question it is; name one part")
+
+
+@functools.lru_cache(maxsize=16)
+def pairs_among(mixture: Mixture, T: int) -> int:
+    """How many of the parts give pairs. Kept, as every batch asks whether rows of T tokens go."""
+    return sum("chosen_BU" in part.rows("train", np.zeros(1, int), T) for part in mixture.parts)
 
 
 def task(spec: str, rest: str, cache: Path) -> Mixture:
