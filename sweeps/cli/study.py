@@ -38,7 +38,8 @@ def cmd_study(argv: list[str]) -> int:
 
     local.placements(args.workers, 1)
     name, study = load_study(args.name, args.dial)
-    folder = args.out or STUDIES / (name if args.dial in (None, "1") else f"{name}-{args.dial}")
+    dial = "1" if args.dial is None else args.dial if args.dial == "tiny" else f"{float(args.dial):g}"
+    folder = args.out or STUDIES / (name if dial == "1" else f"{name}-{dial}")
     if args.json:
         show = lambda _, line: line and print(printable(line), file=sys.stderr, flush=True)  # noqa: E731
         outcome = conduct(name, study, folder, args.workers, show)

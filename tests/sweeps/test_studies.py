@@ -1,5 +1,6 @@
 """Studies: claims that stand before the runs, verdicts by rule, and what a run that fails does to them."""
 
+import importlib
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from models.sizing import counts
 from sweeps.cli.main import main
 from sweeps.studies import _sizes
 from sweeps.studies._measure import joined
-from sweeps.studies._study import Claim, Study, Verdict, load_study, write_claims
+from sweeps.studies._study import Claim, Study, Verdict, load_study, studies, write_claims
 
 STUDY = '''
 """Does loss fall with D?"""
@@ -211,6 +212,21 @@ def test_the_example_of_the_docs_is_a_study(tmp_path):
     assert (name, len(study.runs), study.claims[0].name) == ("mine", 2, "falls")
     falling = pd.DataFrame({"tokens": [1, 2], "value": [3.0, 2.0]})
     assert [study.claims[0].decide(f).verdict for f in (falling, falling.assign(value=[2, 3]))] == ["upheld", "refuted"]
+
+
+@pytest.mark.parametrize("name", studies())
+def test_every_study_says_what_it_asks_and_states_its_claims(name):
+    """The list of studies shows the first two; a claim that says nothing of its hold-out or law was not thought out."""
+    module = importlib.import_module(f"sweeps.studies.{name}")
+    assert module.QUESTION.endswith("?")
+    assert module.COST
+    assert f"scaling study {name}" in module.__doc__
+    for dial in (None, "tiny"):
+        _, study = load_study(name, dial)
+        assert study.question == module.QUESTION
+        for claim in study.claims:
+            assert all((claim.text, claim.metric, claim.axis, claim.law, claim.controls, claim.holdout)), claim.name
+    assert sum(c.flops for c in study.runs) < 2e11, "the tiny form is one of seconds"
 
 
 def test_claims_of_another_study_or_a_damaged_file_are_refused(tmp_path):
