@@ -247,6 +247,33 @@ def test_answers_of_a_task_are_asked(facts_run):
     assert 0 <= rows["calibration_error", None]["value"] < 0.5
 
 
+def test_sampled_pass_at_k_agrees_with_the_exact_one(facts_run):
+    """Of a model that has learned little, answers are found by luck: how often is known from their probabilities.
+
+    On the same world without noise, as what is sampled is verified against the right value.
+    """
+    options = {"source": "facts:eps=0", "n": 256, "k": [16]}
+    exact = evaluate(facts_run, EvaluationConfig("answers", json.dumps(options))).rows
+    options |= {"samples": 32, "k": [1, 16]}
+    sampled = evaluate(facts_run, EvaluationConfig("samples", json.dumps(options))).rows
+    right = {(r["metric"], r.get("k")): r for r in sampled}
+    expected = next(r for r in exact if r["metric"] == "pass@k")
+    found = right["pass@k", 16]
+    assert abs(found["value"] - expected["value"]) < 4 * np.hypot(found["stderr"], expected["stderr"]) + 0.02
+    assert right["accuracy", None]["stderr"] < 0.04
+
+
+def test_a_verifier_that_raises_is_one_line(facts_run, monkeypatch):
+    from scaling.data.sources.facts import Facts
+
+    def broken(self, prompt, text):
+        raise ZeroDivisionError("a mistake of its author")
+
+    monkeypatch.setattr(Facts, "verify", broken)
+    with pytest.raises(InputError, match=r"'facts.*': its verifier failed \(ZeroDivisionError: a mistake"):
+        evaluate(facts_run, EvaluationConfig("samples", '{"n": 3}', 7))
+
+
 def test_problems_one_by_one_give_the_means(facts_run):
     """What is resampled over problems later is what the means are of, in the problems' order, run after run."""
     result = evaluate(facts_run, EvaluationConfig("answers", '{"n": 16, "k": [64], "each": true}'))
