@@ -52,13 +52,18 @@ def matrices(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, int]]:
     return {("embed",): (V, D), **blocks, **({} if config.tied else {("head",): (D, V)})}
 
 
-def adapter_counts(config: ModelConfig, lora: LoraConfig) -> AdapterCounts:
-    """What adapters on the model's matrices cost; of a model without adapters, that of training all of it."""
+def adapter_counts(config: ModelConfig, lora: LoraConfig, logits: bool = True) -> AdapterCounts:
+    """What adapters on the model's matrices cost; of a model without adapters, that of training all of it.
+
+    logits: whether the model makes logits, so that its head is a product at all.
+    """
     if not lora.rank:
         return AdapterCounts(counts(config).n_total, 0.0, 0.0)
     every = matrices(config)
     shapes = [shape for path, shape in every.items() if path[-1] in lora.targets]
-    products = {path: M * N for path, (M, N) in every.items() if path[-1] != "embed" or config.tied}
+    head = "embed" if config.tied else "head"
+    used = [path for path in every if path[-1] not in ("embed", "head") or (logits and path[-1] == head)]
+    products = {path: math.prod(every[path]) for path in used}
     plain = sum(size for path, size in products.items() if path[-1] not in lora.targets)
     merging = 3 * 2 * lora.rank * sum(M * N for M, N in shapes)
     return AdapterCounts(lora.rank * sum(M + N for M, N in shapes), float(merging), 2.0 * plain)

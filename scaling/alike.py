@@ -24,10 +24,11 @@ def same_program(config: RunConfig) -> RunConfig:
 def same_swarm(config: RunConfig) -> RunConfig:
     """Runs that one program can train side by side: they differ in rates, schedule, D, seeds, data order and parent.
 
-    Adapters share the frozen model, so those of one parent.
+    Adapters share the frozen model, and what is compared with its parent is validated with that one, so those of one.
     """
     data = dataclasses.replace(config.data, seed=0, repeat=True)
-    optim, schedule, parent = compiled_optim(config), ScheduleConfig(), config.parent if config.lora.rank else ""
+    optim, schedule = compiled_optim(config), ScheduleConfig()
+    parent = config.parent if config.lora.rank or config.compared else ""
     return dataclasses.replace(config, tokens=1, seed=0, optim=optim, schedule=schedule, data=data, parent=parent)
 
 

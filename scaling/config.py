@@ -4,6 +4,7 @@ All that can change the numbers stands in `RunConfig`; where and how it executes
 stands in `scaling.execution.Execution` and never enters the identity.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -189,7 +190,7 @@ class RunConfig:
     def flops_from(self, step: int) -> float:
         """Training FLOPs of the steps after the first `step`. Raises InputError for an unknown objective."""
         a_token = self.objective_found.flops_per_token(self.model, self.data.seq_len)
-        adapters = adapter_counts(self.model, self.lora)
+        adapters = adapter_counts(self.model, self.lora, self.objective_found.logits)
         if not self.lora.rank:
             return a_token * (self.steps - step) * self.tokens_per_step
         a_token -= self.objective_found.flops_factor * adapters.flops_saved_per_token
@@ -199,6 +200,13 @@ class RunConfig:
     def objective_found(self) -> Objective:
         """Raises InputError for an unknown one."""
         return find(self.objective.name, self.objective.options)
+
+    @property
+    def compared(self) -> bool:
+        """Whether its parent is asked about its rows; False for an objective that is not here."""
+        with contextlib.suppress(InputError):
+            return bool(self.objective_found.reference)
+        return False
 
     @property
     def n_trained(self) -> int:

@@ -75,6 +75,22 @@ class Trained:
         tokens_BT = self._checked(tokens_BT)
         return _in_parts(functools.partial(_hidden, self.config.model, self.params), tokens_BT, 0)
 
+    def rewards(self, tokens_BU: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+        """[B], float32: what a reward model gives sequences of so many tokens, those of the prompt among them.
+
+        Raises InputError where the run trained no reward model.
+        """
+        if "reward" not in self.params:
+            raise InputError(
+                f"{self.folder}: objective {self.config.objective.name} trains no reward; take a run of reward"
+            )
+        (B, U), last_B = np.shape(tokens_BU), np.asarray(length_B) - 1
+        if last_B.shape != (B,) or not ((last_B >= 0) & (last_B < U)).all():
+            raise InputError(f"lengths: expected one of 1 to {U} for each of {B} sequences")
+        head_D, rows = np.asarray(self.params["reward"]), range(0, B, max(1, TOKENS_AT_ONCE // U))
+        parts = [slice(at, at + rows.step) for at in rows]
+        return np.concatenate([self.hidden(tokens_BU[p])[np.arange(len(last_B[p])), last_B[p]] @ head_D for p in parts])
+
     def generate(
         self,
         prompts: str | Sequence[str | np.ndarray],

@@ -51,6 +51,7 @@ class RunResult:
     )  #: forward only, of all its validations; not in `flops`
     #: parameters that were trained: all of the model's, or its adapters', and the objective's own; None: `n_total`
     n_trained: int | None = field(default=None, metadata=ADDED)
+    flops_reference: float = field(default=0.0, metadata=ADDED)  #: forward, of its parent over its rows; not in `flops`
     flops_parents: float = field(default=0.0, metadata=ADDED)  #: training FLOPs of its parent, that one's parent, ...
     branched_from: str | None = field(default=None, metadata=ADDED)  #: id of the run whose first steps it took over
     branched_at_step: int = field(default=0, metadata=ADDED)  #: how many steps those are

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from models.sizing import flops_per_token
 from scaling.config import RunConfig
 from scaling.data.order import batch_windows, window_indices
 from scaling.data.store import TokenStore
@@ -95,4 +94,4 @@ def endless(store: Store, T: int) -> bool:
 
 def validation_flops(config: RunConfig, tokens: int) -> float:
     """FLOPs of validating once on so many tokens: a forward pass, a third of a training step's."""
-    return tokens * flops_per_token(config.model, config.data.seq_len) / 3
+    return tokens * config.objective_found.flops_per_token(config.model, config.data.seq_len) / 3

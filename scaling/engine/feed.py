@@ -37,6 +37,8 @@ class Feed:
     valid_starts: np.ndarray  #: where the windows that are validated on begin
     counted: float  #: losses among them: the run's loss is their mean
     parent: Parent | None = None  #: the run that it starts from
+    #: what that one gives the rows that are trained on, [steps, B] each, and those that are validated on, [N] each
+    reference: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
 
 
 def feed(config: RunConfig, store: Store, parent: Parent | None = None) -> Feed:
@@ -60,13 +62,20 @@ def counted(store: Store, objective: Objective, data: DataConfig) -> float:
     return sum(objective.counted(batch_at(store, objective, "valid", part, T)) for part in parts)
 
 
+def n_rows(feed: Feed) -> int:
+    """How many rows its parent is asked about: each that is trained on once, and those that are validated on."""
+    starts = train_starts(feed.config, feed.store, 0, feed.config.steps)
+    return len(np.unique(starts)) + len(feed.valid_starts)
+
+
 def example_window(config: RunConfig, objective: Objective) -> dict[str, np.ndarray]:
     """What a batch holds of one window, [1, ...], for its shapes and types; made of no corpus, but of a task."""
     T, vocab, data = config.data.seq_len, config.model.vocab_size, config.data
     if is_task(data.source):
         store = open_store(data.source, data.tokenizer, valid_fraction=data.valid_fraction)
         check_fits(config, store)
-        return batch_at(store, objective, "train", np.zeros(1, int), T)
+        given = {name: np.zeros(1, np.float32) for name in objective.reference}
+        return batch_at(store, objective, "train", np.zeros(1, int), T) | given
     tokens = np.arange(max(vocab, T + 1)) % vocab
     store = SimpleNamespace(vocab_size=vocab, source=config.data.source)
     return cut({"tokens_BU": tokens, **objective.columns(tokens, store)}, np.zeros(1, int), T)
@@ -93,7 +102,9 @@ def inputs(feed: Feed, mesh: Mesh, step: int, n: int) -> tuple[Any, np.ndarray, 
         """What a device holds: of the steps that are run, and of its windows."""
         local = starts[:, first:last]
         batch = batch_at(feed.store, feed.objective, "train", local.ravel(), T)
-        return {name: pad(x.reshape(*local.shape, *x.shape[1:]), X) for name, x in batch.items()}
+        batch = {name: x.reshape(*local.shape, *x.shape[1:]) for name, x in batch.items()}
+        given = {name: x[step : step + n, first:last] for name, x in feed.reference[0].items()}
+        return {name: pad(x, X) for name, x in (batch | given).items()}
 
     if mesh.size == 1:
         return {"batch_X": rows(None, None), **key}, lr_X, decay_X
@@ -103,6 +114,7 @@ def inputs(feed: Feed, mesh: Mesh, step: int, n: int) -> tuple[Any, np.ndarray, 
         return jax.make_array_from_callback((X, config.batch_size, *shape), batch_sharding(mesh, axis=1), part)
 
     shapes = {n: x.shape[1:] for n, x in batch_at(feed.store, feed.objective, "train", starts[0, :1], T).items()}
+    shapes |= dict.fromkeys(feed.reference[0], ())
     return {"batch_X": {name: array(name, shape) for name, shape in shapes.items()}, **key}, lr_X, decay_X
 
 
@@ -125,6 +137,7 @@ def validation_batches(feed: Feed, mesh: Mesh) -> Iterator[tuple[dict[str, np.nd
     for at in range(0, len(feed.valid_starts), size):
         start_B = feed.valid_starts[at : at + size]
         batch = batch_at(feed.store, feed.objective, "valid", start_B, T)
+        batch |= {name: x[at : at + size] for name, x in feed.reference[1].items()}
         weight_B = pad(np.ones(len(start_B), np.float32), size)
         yield {name: pad(x, size) for name, x in batch.items()}, weight_B
 

@@ -4,11 +4,12 @@ On several hosts every process runs this loop in step: what depends on a clock o
 the compiled program, each host reads its own part of a batch, and process 0 writes the record.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from scaling.engine.optim import make_direction
 from scaling.engine.parameters import frozen, taken_over
 from scaling.engine.program import CHUNK_STEPS, Program, implementation, program_for
 from scaling.engine.recorder import Recorder
+from scaling.engine.reference import reference_of
 from scaling.engine.sharding import check_mesh, make_mesh
 from scaling.engine.states import ALONE, BRANCHES, Sharing, States
 from scaling.engine.tracking import Sinks, check_sinks
@@ -175,10 +177,14 @@ class Lane:
         """From its newest checkpoint, else from a trunk, else from its parent's end, else fresh from the seed."""
         step, state = self.states.begin(program.abstract_state) or (0, None)
         key, parent, parts = jax.random.key(self.feed.config.seed), self.feed.parent, program.parts
-        if parent is not None and (state is None or parts.lora.rank):
-            params = taken_over(parent, parts, mesh)
-            self.frozen = frozen(parts, params)
-            state = program.inherit(params, key) if state is None else state
+        params = functools.cache(lambda: taken_over(parent, parts, mesh))  # read once, and only where it is needed
+        if self.feed.objective.reference:
+            columns = reference_of(self.feed, self.recorder.folder, program, mesh, params, self.recorder.report)
+            self.feed = replace(self.feed, reference=columns)
+        if parts.lora.rank:
+            self.frozen = frozen(parts, params())
+        if parent is not None and state is None:
+            state = program.inherit(params(), key)
         self.state = program.init(key) if state is None else state
         self.recorder.sinks.open(step)
         self.begun_at = self.done = step

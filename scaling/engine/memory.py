@@ -72,12 +72,12 @@ def member_bytes(config: RunConfig) -> int:
     """Bytes that each member of a swarm takes at the most: in a step, or where all are validated; but for the logits of
     a validation, which are made in parts for all members together.
     """
-    model, T = config.model, config.data.seq_len
+    model, T, sequences = config.model, config.data.seq_len, objective_of(config).sequences
     tokens = max(T, VALIDATION_TOKENS // T * T)
     width = 4 * model.d_model + 3 * model.d_ff  # the residual stream, and the widest values within one layer
     attention = max(1, tokens // T) * model.n_heads * T**2
     validation = 12 * counts(model).n_total + 4 * (tokens * width + attention)
-    return max(training_bytes(model, config.batch_size, T), validation)
+    return max(training_bytes(model, sequences * config.batch_size, T), sequences * validation)
 
 
 def local_bytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh, Mesh
 from models import transformer
 from models.config import LoraConfig, ModelConfig
 from models.errors import InputError
+from models.heads import scalar_at
 from models.implementation import Implementation
 from scaling.alike import compiled_optim
 from scaling.config import OptimConfig, RunConfig
@@ -47,6 +48,7 @@ class Program(NamedTuple):
     parts: Parts  #: what the parameters are made of
     steps: Callable  #: state, frozen, data, lr_X, decay_X, n -> state, {metric: [X]}: n <= X steps
     validate: Callable  #: params, frozen, batch, weight_B -> sum of losses over the weighted windows
+    reference: Callable  #: a parent's params, batch -> what it gives each row, by name, [B]
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,12 @@ class Apply:
         return transformer.mean_loss(self.model, params, tokens_BU, self.dtype, self.how, weight_BT)
 
     def token_losses(self, params: Any, tokens_BU: jax.Array) -> jax.Array:
-        """loss_BT in nats, not for training."""
+        """loss_BT in nats. In training the logits are kept whole, in as many parts as they may be made."""
         return transformer.next_token_loss(self.model, params, tokens_BU, self.dtype, self.how)[0]
+
+    def scalars(self, params: Any, head: str, tokens_BU: jax.Array, last_B: jax.Array) -> jax.Array:
+        """[B]: the head of that name, at the token with the number last_B."""
+        return scalar_at(self.model, params, params[head], tokens_BU, last_B, self.dtype, self.how)
 
 
 def objective_of(config: RunConfig) -> Objective:
@@ -104,6 +110,7 @@ def recipe(config: RunConfig, execution: Execution, mesh: Mesh, members: int = 1
     """The recipe of this run on this mesh. members: how many runs a device holds side by side."""
     T = config.data.seq_len
     ways = math.prod(mesh.shape[a] for a in ("data", "fsdp", "sequence"))
+    sequences = objective_of(config).sequences
     return Recipe(
         model=config.model,
         lora=config.lora,
@@ -111,7 +118,7 @@ def recipe(config: RunConfig, execution: Execution, mesh: Mesh, members: int = 1
         objective=objective_of(config),
         dtype=config.dtype,
         how=implementation(config, execution, mesh),
-        validation_chunks=logit_chunks(config, mesh, members * validation_windows(T, mesh) * T / ways),
+        validation_chunks=logit_chunks(config, mesh, members * sequences * validation_windows(T, mesh) * T / ways),
         accumulate=execution.accumulate,
         seq_len=T,
     )
@@ -132,7 +139,8 @@ def logit_chunks(config: RunConfig, mesh: Mesh, tokens: float) -> int:
 def implementation(config: RunConfig, execution: Execution, mesh: Mesh) -> Implementation:
     """How this run is computed on the devices of `mesh`; what `execution` leaves open is chosen by their kind."""
     platform = mesh.devices.flat[0].platform
-    model, T = config.model, config.data.seq_len
+    model, objective = config.model, objective_of(config)
+    T = config.data.seq_len + objective.reads_last
     attention, layers, chunks = execution.attention, execution.layers, execution.loss_chunks
     if attention == "auto":
         attention = {"cpu": "blocked", "gpu": "cudnn", "tpu": "splash"}.get(platform, "plain")
@@ -150,7 +158,7 @@ def implementation(config: RunConfig, execution: Execution, mesh: Mesh) -> Imple
         layers = "unrolled" if platform == "cpu" else "scanned"
     if chunks == 0:
         ways = math.prod(mesh.shape[a] for a in ("data", "fsdp", "sequence")) * execution.accumulate
-        chunks = logit_chunks(config, mesh, config.tokens_per_step / ways)
+        chunks = logit_chunks(config, mesh, objective.sequences * config.tokens_per_step / ways)
     place = layout(mesh)
     return Implementation(
         attention=attention,
@@ -185,6 +193,7 @@ class Functions(NamedTuple):
     inherit: Callable
     steps: Callable
     validate: Callable
+    reference: Callable
 
 
 def functions(recipe: Recipe) -> Functions:
@@ -250,11 +259,15 @@ def functions(recipe: Recipe) -> Functions:
         losses = objective.losses(dataclasses.replace(apply, how=how), asked, frozen, batch)
         return jnp.sum(losses * weight_B.reshape(-1, *[1] * (losses.ndim - 1)))
 
+    def reference(params: Any, batch: Any) -> dict[str, jax.Array]:
+        how = dataclasses.replace(recipe.how, loss_chunks=recipe.validation_chunks)
+        return objective.of_reference(dataclasses.replace(apply, how=how), params, batch)
+
     def inherit(params: Any, key: jax.Array) -> Any:
         params = inherited(parts, params, key)
         return {"params": params, "opt": optimizer.init(params)}
 
-    return Functions(functools.partial(fresh_state, parts, optimizer), inherit, steps, validate)
+    return Functions(functools.partial(fresh_state, parts, optimizer), inherit, steps, validate, reference)
 
 
 def of_step(recipe: Recipe, data: Any, i: jax.Array) -> tuple[Any, jax.Array | None]:
@@ -291,4 +304,5 @@ def compile_run(recipe: Recipe, mesh: Mesh) -> Program:
         validate=jax.jit(
             of_one.validate, in_shardings=(shardings["params"], None, batch, batch), out_shardings=everywhere
         ),
+        reference=jax.jit(of_one.reference, in_shardings=(None, batch), out_shardings=everywhere),
     )

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from scaling.config import canonical_json
 from scaling.data.batches import validation_flops
-from scaling.engine.feed import Feed
+from scaling.engine.feed import Feed, n_rows
 from scaling.engine.hosts import by_first_host, first_host
 from scaling.engine.lease import Held
 from scaling.engine.tracking import Sinks
@@ -97,6 +97,7 @@ class Recorder:
             flops_validation=validations * validation_flops(config, len(self.feed.valid_starts) * T),
             corpus=store.key,
             n_trained=config.n_trained,
+            flops_reference=validation_flops(config, n_rows(self.feed) * T) if config.compared else 0.0,
             flops_parents=self.feed.parent.flops if self.feed.parent else 0.0,
             branched_from=branch.get("from"),
             branched_at_step=branch.get("at", 0),

@@ -27,7 +27,11 @@ class Objective:
 
     metrics: ClassVar[tuple[str, ...]] = ("loss",)  #: names of the scalars of a step: columns of curve.parquet
     flops_factor: ClassVar[float] = 1.0  #: training FLOPs, as a multiple of next token's on the same tokens
-    reference: ClassVar[bool] = False  #: whether a run needs a parent, which it is compared with
+    sequences: ClassVar[int] = 1  #: that a row of a batch holds
+    logits: ClassVar[bool] = True  #: whether logits are made
+    reads_last: ClassVar[bool] = False  #: whether the model reads the last token of a row too
+    #: names of what the run's parent gives each row (`of_reference`): the batch has them too, and a parent is needed
+    reference: ClassVar[tuple[str, ...]] = ()
     random: ClassVar[bool] = False  #: whether `loss` takes a key
     weighted_by: ClassVar[str | None] = None  #: the metric that says how much of a step its loss is a mean over
 
@@ -49,7 +53,8 @@ class Objective:
 
     def flops_per_token(self, model: ModelConfig, seq_len: int) -> float:
         """Training FLOPs per token of `RunConfig.tokens`."""
-        return self.flops_factor * flops_per_token(model, seq_len)
+        head = 0.0 if self.logits else 6.0 * model.d_model * model.vocab_size
+        return self.flops_factor * (flops_per_token(model, seq_len) - head)
 
     def columns(self, tokens: np.ndarray, store: Any) -> dict[str, np.ndarray]:
         """What a batch holds besides its tokens: arrays over the positions of a split of the corpus, named by what they
@@ -65,6 +70,10 @@ class Objective:
         Raises InputError where they do not have it.
         """
         raise InputError(f"objective.name: {type(self).__name__} does not train on a task; take a corpus of text")
+
+    def of_reference(self, apply: Any, params: Any, batch: Any) -> dict[str, Any]:
+        """What the parent's `params` give each row of a batch, by the names of `reference`, [B] each, float32."""
+        raise NotImplementedError
 
     def whole(self, batch: Any) -> Any:
         """The batch after what must be known of all of it, before it is accumulated in parts."""

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import pytest
+from processes import assert_same_runs, finish, kill, start, wait_for, workers_of
 
 from models.config import ModelConfig
 from models.errors import InputError
@@ -119,6 +122,64 @@ def test_a_child_of_a_parent_that_diverged_is_not_trained_and_says_so(base, tmp_
     assert not (out / "runs" / child[0].run_id / "config.json").exists()
     with pytest.raises(InputError, match="diverged at step"):
         prepare("chain", Sweep(child), out)
+
+
+CHAIN = """
+import dataclasses
+from models.config import ModelConfig
+from scaling.config import DataConfig, RunConfig
+from sweeps.define import Sweep, children, seeds, union
+
+def sweep():
+    data = DataConfig(source={source!r}, seq_len=32, valid_fraction=0.1, repeat=True)
+    model = ModelConfig(d_model=8, n_layers=1, n_heads=2)
+    base = RunConfig(model=model, data=data, batch_size=2, tokens=150_000)
+    parents, child = seeds([base], 2), dataclasses.replace(base, data=dataclasses.replace(data, seed=1))
+    tuned = children(parents, {{"tokens": [75_000, 150_000]}}, child)
+    return Sweep(union(tuned, children(parents, {{"lora.rank": [2]}}, child)), parents=parents)
+"""
+
+
+@pytest.fixture(scope="module")
+def chained(corpus, tmp_path_factory):
+    """(the definition of a chain, its table where nothing happened)."""
+    folder = tmp_path_factory.mktemp("chained")
+    (folder / "chain.py").write_text(CHAIN.format(source=corpus))
+    assert "8 finished, 0 diverged, 0 failed" in finish(folder / "chain.py", folder / "out")
+    return folder / "chain.py", table(folder / "out")
+
+
+def under_way(out, child):
+    """Checkpoints of parents, or of children, that have no result."""
+    runs = [run for run in out.glob("runs/*") if not (run / "result.json").exists() and (run / "config.json").exists()]
+    runs = [run for run in runs if bool(read_json(run / "config.json").get("parent")) == child]
+    return [step for run in runs for step in run.glob("checkpoints/*") if step.name.isdigit()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [True, False], ids=["all", "one"])
+def test_killed_in_the_parent_and_in_the_child_the_table_is_the_same(chained, tmp_path, workers):
+    """kill -9 of all processes, or of a worker, which is replaced; once while parents are trained, once while children
+    are. A child that began before its parent's model was whole, or a model that is read twice in two ways, would give
+    another table.
+    """
+    definition, undisturbed = chained
+    out = tmp_path / "out"
+    process = start(definition, out, "--checkpoint-seconds", "0.05")
+    for child in (False, True):
+        if process.poll() is not None:
+            process = start(definition, out, "--checkpoint-seconds", "0.05")
+        wait_for(lambda child=child: under_way(out, child))
+        if workers:
+            kill(process)
+            assert under_way(out, child), "killed too late: nothing is under way"
+        else:
+            os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    if not workers:
+        text, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, text
+    assert "8 finished, 0 diverged, 0 failed" in finish(definition, out)
+    assert_same_runs(table(out), undisturbed)
 
 
 def test_a_single_child_by_its_parents_folder(base, tmp_path, capsys):
