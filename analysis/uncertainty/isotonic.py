@@ -18,7 +18,8 @@ class Isotonic:
 
     p_monotone: the share of bootstrap draws, over problems, whose mean curve never turns by more than `tolerance`.
     steps: a row for each pair of neighbours, with from, to, change and its interval low, high; `fails` where the curve
-    turns beyond doubt.
+    turns beyond doubt, that is with 95 % of all steps together (Bonferroni): a curve that is flat seldom fails
+    anywhere.
     """
 
     x: np.ndarray
@@ -72,9 +73,10 @@ def isotonic(
     low, high = np.percentile(fits, [tail, 100 - tail], axis=0)
     mean, changes = values.mean(axis=0), np.diff(drawn, axis=1)
     step_low, step_high = np.percentile(changes, [tail, 100 - tail], axis=0)
+    most = np.percentile(sign * changes, 100 - tail / (len(x) - 1), axis=0)
     steps = pd.DataFrame(
         {"from": x[:-1], "to": x[1:], "change": np.diff(mean), "low": step_low, "high": step_high}
-        | {"fails": (step_high if increasing else -step_low) < -tolerance}
+        | {"fails": most < -tolerance}
     )
     fitted = isotonic_regression(mean, increasing=increasing).x
     p_monotone = float(np.mean((sign * changes >= -tolerance - 1e-12).all(axis=1)))
