@@ -49,15 +49,16 @@ def scratch(tokens, loss) -> Scratch:
 def data_transferred(curve: Scratch, finetune_tokens, loss) -> tuple[np.ndarray, np.ndarray]:
     """(D_T, side) of finetuned runs: D_T = D_scratch(loss) - D_F, in tokens.
 
-    side: 1 where the loss is beyond the curve from scratch, so that D_T is at least what is given; -1 where D_T is
-    below what can be told from nothing, LEAST of D_F, which is then what is given (pretraining that harms too).
+    side: 1 where the loss is beyond the curve from scratch, so that D_T is at least what is given; -1 where it is at
+    most that: below what can be told from nothing, LEAST of D_F (pretraining that harms too), or of a loss above that
+    of the shortest run from scratch.
     """
     finetune = np.asarray(finetune_tokens, float)
     tokens, side = curve.tokens_at(loss)
     moved = tokens - finetune
     least = LEAST * finetune
     nothing = (side <= 0) & (moved < least)
-    return np.where(nothing, least, np.maximum(moved, least)), np.where(nothing, -1, np.maximum(side, 0))
+    return np.where(nothing, least, np.maximum(moved, least)), np.where(nothing, -1, side)
 
 
 def fit_transfer(finetune_tokens, n, transferred, side, cluster=None) -> CensoredFit:

@@ -189,6 +189,8 @@ def test_data_transferred_inverts_the_curve_from_scratch():
     none, side = data_transferred(curve, finetune, curve.loss_at(finetune) * 1.01)
     assert side.tolist() == [-1] * 4, "pretraining that harms transfers less than can be seen, not a missing value"
     assert none == pytest.approx(0.05 * finetune)
+    most, side = data_transferred(curve, np.array([512.0]), curve.loss_at([2**11]) * 1.1)
+    assert (most.item(), side.item()) == (2**11 - 512, -1), "above the shortest run's loss there is only a bound"
 
 
 @pytest.mark.parametrize(
