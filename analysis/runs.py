@@ -210,6 +210,13 @@ def _kept_and_held(scope, columns, where, holdout) -> tuple[np.ndarray, np.ndarr
                 f"column {column!r} differs among the runs ({', '.join(map(str, kinds[:5]))}): their losses do not "
                 f"compare; choose with --where, such as {column} == {str(kinds[0])!r}"
             )
+    if {"objective", "parent"} <= set(scope.columns):  # a table of runs and their losses
+        started = scope["parent"][keep].notna() & (scope["parent"][keep].astype(str) != "")
+        if started.any() and not started.all():
+            raise InputError(
+                "column 'parent': some of the runs start from what another run ended with and others do not, so their "
+                "D and C do not compare; choose with --where, such as flops_parents == 0"
+            )
     if holdout is None:
         return keep, np.zeros(len(scope), bool)
     held = rows_where(scope, columns, holdout, "--holdout")

@@ -5,6 +5,7 @@ No JAX here.
 
 import contextlib
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,30 @@ def folder_beside(folder: Path, run: str) -> Path:
 
 
 def check_child(child: RunConfig, parent: RunConfig) -> None:
-    """Raises InputError where `child` cannot take over the parameters of `parent`: another model or vocabulary."""
+    """Raises InputError where `child` cannot take over the parameters of `parent`: another model or vocabulary.
+
+    Opens their corpora where the vocabulary depends on these.
+    """
+    check_model(child, parent)
+    corpora = [(config.data.source, config.data.tokenizer, config.data.valid_fraction) for config in (child, parent)]
+    if child.data.tokenizer != "bytes" and corpora[0] != corpora[1]:
+        mine, its = (identity(*corpus) for corpus in corpora)
+        if mine != its:
+            raise InputError(
+                f"data.source = {child.data.source!r}: its {child.data.tokenizer!r} is not that of "
+                f"{parent.data.source!r}, which the parent {parent.run_id} was trained on: another vocabulary; use "
+                "data.tokenizer = bytes in both, or for lines jsonl:FILE?tokenizer=SOURCE OF THE PARENT"
+            )
+
+
+@functools.lru_cache(maxsize=64)
+def identity(source: str, tokenizer: str, valid_fraction: float) -> str:
+    """Of the tokenizer of a corpus: the same where token ids mean the same."""
+    return open_store(source, tokenizer, valid_fraction=valid_fraction).tokenizer.identity
+
+
+def check_model(child: RunConfig, parent: RunConfig) -> None:
+    """Raises InputError where the configurations alone say that `child` cannot start from `parent`."""
     of = f"the parent {parent.run_id} has"
     for field in dataclasses.fields(ModelConfig):
         mine, its = getattr(child.model, field.name), getattr(parent.model, field.name)
@@ -93,12 +117,3 @@ def check_child(child: RunConfig, parent: RunConfig) -> None:
         raise InputError(
             f"data.tokenizer = {child.data.tokenizer!r}: {of} {parent.data.tokenizer!r}, another vocabulary"
         )
-    corpora = [(config.data.source, config.data.tokenizer, config.data.valid_fraction) for config in (child, parent)]
-    if child.data.tokenizer != "bytes" and corpora[0] != corpora[1]:
-        mine, its = (open_store(*of[:2], valid_fraction=of[2]).tokenizer.identity for of in corpora)
-        if mine != its:
-            raise InputError(
-                f"data.source = {child.data.source!r}: its {child.data.tokenizer!r} is not that of "
-                f"{parent.data.source!r}, which the parent {parent.run_id} was trained on: another vocabulary; use "
-                "data.tokenizer = bytes in both, or for lines jsonl:FILE?tokenizer=SOURCE OF THE PARENT"
-            )

@@ -17,7 +17,7 @@ from typing import Any
 
 from models.config import ADDED, LoraConfig, ModelConfig
 from models.errors import InputError
-from models.sizing import Counts, adapter_counts, counts
+from models.sizing import Counts, adapter_counts, counts, training_bytes
 from scaling.fields import from_plain, to_plain
 from scaling.objectives import Objective, find
 
@@ -207,6 +207,14 @@ class RunConfig:
         with contextlib.suppress(InputError):
             return bool(self.objective_found.reference)
         return False
+
+    @property
+    def training_bytes(self) -> int:
+        """An estimate of a step's memory (models.sizing.training_bytes); of an objective that is not here, a guess."""
+        sequences = 1
+        with contextlib.suppress(InputError):
+            sequences = self.objective_found.sequences
+        return training_bytes(self.model, sequences * self.batch_size, self.data.seq_len)
 
     @property
     def n_trained(self) -> int:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from analysis.text import text_table
-from models.sizing import shape, training_bytes
+from models.sizing import shape
 from scaling.alike import same_program, same_regime
 from scaling.config import RunConfig
 from scaling.data.batches import Store, n_valid_windows, validation_flops
@@ -293,7 +293,7 @@ def dry_run_json(
             "after": unit.after,
             "at": unit.at,
             "needs": list(unit.needs),
-            "memory_bytes": training_bytes(unit.config.model, unit.config.batch_size, unit.config.data.seq_len),
+            "memory_bytes": unit.config.training_bytes,
             "seconds": seconds[unit.run_id],
             "finished": unit.run_id in finished,
         }

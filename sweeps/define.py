@@ -26,7 +26,7 @@ from typing import Any
 from models.config import ModelConfig, replace
 from models.errors import InputError, did_you_mean
 from models.sizing import flops_per_token, for_size
-from scaling.chain import check_child
+from scaling.chain import check_model
 from scaling.config import RunConfig
 from scaling.fields import from_plain, leaves, parts, replaced, value_at
 from scaling.folder import write_atomically
@@ -159,7 +159,7 @@ def children(
         for config in made:
             if config.parent != parent.run_id:
                 raise InputError(f"children: parent = {config.parent!r}: follows from the parents; leave it out")
-            check_child(config, parent)
+            check_model(config, parent)
         runs += made
     return union(runs)
 

@@ -269,9 +269,10 @@ def add_forecasts(runs: Sequence[dict[str, Any]], law: Any) -> dict[str, Any]:
     """Sets `forecast`, the final loss by a law of the finished runs, on those not ended; returns what law it is, or why
     there is none.
     """
-    done = [run for run in runs if run["status"] == "finished"]
+    own = [run for run in runs if not run["needs"]]  # what began elsewhere is not of their law
+    done = [run for run in own if run["status"] == "finished"]
     sizes = len({run["n_compute"] for run in done})
-    coming = [run for run in runs if run["status"] in ("running", "waiting") and run["n_compute"]]
+    coming = [run for run in own if run["status"] in ("running", "waiting") and run["n_compute"]]
     for run in runs:
         run["forecast"] = None
     if len(done) < FEWEST_RUNS or sizes < FEWEST_SIZES:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.errors import InputError
-from scaling.chain import parent_of
+from scaling.chain import Parent, parent_of
 from scaling.config import RunConfig, canonical_json, check_fits
 from scaling.data.batches import Store
 from scaling.data.store import open_store
@@ -41,6 +41,7 @@ from scaling.trust import check_links
 
 CHUNK_SECONDS = 0.25  # the calls are kept about this long, so that a signal or a NaN is noticed soon
 PROGRESS_SECONDS = 1.0
+SHOWN_WITHIN = 60  # seconds in which a file server shows a file to all hosts
 
 
 class Preempted(Exception):
@@ -97,10 +98,20 @@ def check(config: RunConfig, folder: Path, execution: Execution, mesh: Mesh) -> 
     store = open_store(config.data.source, config.data.tokenizer, valid_fraction=config.data.valid_fraction)
     check_fits(config, store)
     check_run_folder(folder, config)
-    parent = parent_of(config, folder)
+    parent = parent_seen(config, folder)
     make_direction(config.optim)  # a hook that is misspelt
     check_memory(config, execution, dict(mesh.shape), device_limit(mesh.local_devices[0]))
     return feed(config, store, parent)
+
+
+def parent_seen(config: RunConfig, folder: Path) -> Parent | None:
+    """`parent_of`, as the first host sees it: a file server may show a parent's end to others a little later."""
+    by_first_host(lambda: parent_of(config, folder))
+    for _ in range(SHOWN_WITHIN):
+        with suppress(InputError):
+            return parent_of(config, folder)
+        time.sleep(1.0)
+    return parent_of(config, folder)
 
 
 def begin(config: RunConfig, folder: Path, store: Store, report: Callable[[str], None]) -> None:

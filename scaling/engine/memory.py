@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from models.errors import InputError
-from models.sizing import counts, shape, training_bytes
+from models.sizing import counts, shape
 from scaling.config import RunConfig
 from scaling.engine.feed import example_window
 from scaling.engine.parameters import abstract, frozen, full, parts_of
@@ -77,7 +77,7 @@ def member_bytes(config: RunConfig) -> int:
     width = 4 * model.d_model + 3 * model.d_ff  # the residual stream, and the widest values within one layer
     attention = max(1, tokens // T) * model.n_heads * T**2
     validation = 12 * counts(model).n_total + 4 * (tokens * width + attention)
-    return max(training_bytes(model, sequences * config.batch_size, T), sequences * validation)
+    return max(config.training_bytes, sequences * validation)
 
 
 def local_bytes(leaf: jax.ShapeDtypeStruct) -> int:

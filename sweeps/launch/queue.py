@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from models.errors import InputError
-from models.sizing import training_bytes
 from scaling.alike import same_program, same_swarm, same_trunk
 from scaling.config import RunConfig
 from scaling.engine.lease import Busy, Held, Leases, holder, lease
@@ -180,7 +179,7 @@ class Queue:
                 self.given_up[run] = failure
                 return None
             if alone:
-                memory = training_bytes(unit.config.model, unit.config.batch_size, unit.config.data.seq_len)
+                memory = unit.config.training_bytes
                 if not self.fits(memory):
                     return None
             held = stack.enter_context(lease(folder, leases=leases, memory=memory))

@@ -268,3 +268,18 @@ def test_runs_of_several_objectives_are_no_one_law():
     with pytest.raises(InputError, match="column 'objective' differs among the runs"):
         read_runs(frame)
     assert len(read_runs(frame, where="objective == 'next_token'")) == 1
+
+
+def test_runs_that_start_from_others_are_not_pooled_with_those_that_do_not():
+    """Their D and C begin where the parent's end: one law of both would be of nothing. Also from a CSV, where no parent
+    is a missing value; children alone, of several parents, may be fitted.
+    """
+    frame = pd.DataFrame({"n_compute": [1e6, 1e6, 2e6], "tokens": [1e7, 2e7, 3e7], "loss": [3.0, 2.9, 2.8]})
+    frame["objective"] = "next_token"
+    for none in ("", None):
+        frame["parent"] = [none, "0123456789ab", "0123456789ac"]
+        frame["flops_parents"] = [0.0, 1e9, 1e9]
+        with pytest.raises(InputError, match="column 'parent': some of the runs start from what another run ended"):
+            read_runs(frame)
+        assert len(read_runs(frame, where="flops_parents == 0")) == 1
+        assert len(read_runs(frame, where="flops_parents > 0")) == 2

@@ -305,6 +305,7 @@ def test_flops_of_pairs(home):
     assert result.flops_reference == pytest.approx(2 * a_token / 3 * 2 * (1000 + Choice.n_valid))
     assert result.flops_validation == pytest.approx(2 * a_token / 3 * 2 * Choice.n_valid)
     assert result.flops_parents == PARENT.flops
+    assert run.training_bytes > config("next_token", tokens=5 * 200 * 2).training_bytes
     reward = config("reward", tokens=5 * 200 * 2)
     assert reward.flops == 2 * (a_token - 6 * 8 * 6) * reward.trained_tokens
 
