@@ -64,4 +64,4 @@ def zipf(n: int, a: float) -> np.ndarray:
 def entropy(weights: np.ndarray) -> float:
     """Of a choice by these weights, in nats."""
     p = weights[weights > 0] / weights.sum()
-    return float(-(p * np.log(p)).sum())
+    return float(0.0 - (p * np.log(p)).sum())

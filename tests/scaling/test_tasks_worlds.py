@@ -127,6 +127,12 @@ def test_the_entropies_of_facts_are_those_of_the_studies():
         assert exact["key"] == pytest.approx(expected, abs=6e-4)
         assert exact["key"] == pytest.approx(-(p * np.log(p)).sum(), rel=1e-6)
         assert exact["all_tokens"] == pytest.approx((exact["key"] + 2 * exact["value_token"]) / 5)
+    assert task_of("facts:a=-1").exact()["key"] == pytest.approx(math.log(32_768))
+    assert task_of("relations:a=-1").exact()["key"] == pytest.approx(math.log(8_192))
+    ranks = task_of("facts:a=0").items("valid", np.arange(20_000)).facts["rank"]
+    evenly = np.log(np.arange(1, 32_769)).searchsorted(np.linspace(0, math.log(32_768), 9)[1:-1])
+    counts = np.histogram(ranks, [0, *evenly, 32_769])[0] / 20_000
+    assert counts[3:] == pytest.approx(1 / 8.4, rel=0.1), "a = 0: each doubling of the rank is asked as often"
     assert task_of("facts:redraw=1").exact()["value_token"] == pytest.approx(math.log(32))
     assert task_of("facts:uniform=500").exact()["key"] == pytest.approx(math.log(500))
 

@@ -29,7 +29,7 @@ ASK, MARK = SYMBOLS.index("Q"), SYMBOLS.index("?")
 @dataclass(frozen=True)
 class Facts(World):
     seed: int = 0  #: of the world and of its draws
-    a: float = 0.5  #: exponent of the tail of frequencies
+    a: float = 0.5  #: exponent of the tail of frequencies; 0 asks evenly over log rank, -1 for all keys equally often
     eps: float = 0.1  #: probability that a symbol of a value is replaced by a uniform one
     form: str = "plain"  #: plain: k1 k2 k3 v1 v2; qa: Q k1 k2 k3 ? v1 v2
     uniform: int = 0  #: ask only for so many keys, equally often; 0: all 32,768 by rank
@@ -43,7 +43,7 @@ class Facts(World):
     value_symbols = 2
 
     def __post_init__(self) -> None:
-        expect("a", self.a, 0 < self.a <= 10, "a number above 0, at most 10")
+        expect("a", self.a, -1 <= self.a <= 10, "a number of -1 to 10")
         for name in ("eps", "shared"):
             value = getattr(self, name)
             expect(name, value, 0 <= value <= 1, "a number of 0 to 1")

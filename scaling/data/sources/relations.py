@@ -29,7 +29,9 @@ R0 = SYMBOLS.index("r0")
 @dataclass(frozen=True)
 class Relations(World):
     seed: int = 0
-    a: float = 0.5  #: the first fact of a chain has rank r with probability ~ r^-(1 + a); later relations are uniform
+    #: the first fact of a chain has rank r with probability ~ r^-(1 + a), so evenly over log rank at 0, and over all
+    #: facts at -1; later relations are uniform
+    a: float = 0.5
     eps: float = 0.0  #: probability that a symbol of an answer is replaced by a uniform one
     least: int = 1  #: hops
     hops: int = 2  #: at most
@@ -40,7 +42,7 @@ class Relations(World):
     symbols = SYMBOLS
 
     def __post_init__(self) -> None:
-        expect("a", self.a, 0 < self.a <= 10, "a number above 0, at most 10")
+        expect("a", self.a, -1 <= self.a <= 10, "a number of -1 to 10")
         expect("eps", self.eps, 0 <= self.eps <= 1, "a number of 0 to 1")
         expect("seed", self.seed, 0 <= self.seed < 2**32, "a whole number of 0 to 2^32 - 1")
         expect("hops", self.hops, 1 <= self.hops <= 8, "a whole number of 1 to 8")
