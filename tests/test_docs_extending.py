@@ -1,5 +1,6 @@
 """Every example of docs/extending.md is put where it says, in a copy of the code, and used there."""
 
+import json
 import os
 import re
 import shutil
@@ -114,3 +115,14 @@ def test_a_law_is_fitted(extended, tmp_path):
     np.testing.assert_allclose(
         [float(x) for x in python(extended, tmp_path, "-c", use).split()], [0.15, 0.1], rtol=0.02
     )
+
+
+@pytest.mark.slow
+def test_a_study_asks_by_an_evaluation_and_gives_its_verdict(extended, tmp_path):
+    listed = python(extended, tmp_path, "-m", "sweeps.cli", "study")
+    assert "half a minute" in listed
+    assert "not conducted here" in next(line for line in listed.splitlines() if line.startswith("longer"))
+    result = json.loads(python(extended, tmp_path, "-m", "sweeps.cli", "study", "longer", "--json"))
+    (claim,) = result["claims"]
+    assert (claim["verdict"], claim["low"] > 0) == ("upheld", True), claim
+    assert "1 upheld" in python(extended, tmp_path, "-m", "sweeps.cli", "study")

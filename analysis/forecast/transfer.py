@@ -49,16 +49,17 @@ def scratch(tokens, loss) -> Scratch:
 def data_transferred(curve: Scratch, finetune_tokens, loss) -> tuple[np.ndarray, np.ndarray]:
     """(D_T, side) of finetuned runs: D_T = D_scratch(loss) - D_F, in tokens.
 
-    side: 1 where the loss is beyond the curve from scratch, so that D_T is at least what is given; -1 where it is at
-    most that: below what can be told from nothing, LEAST of D_F (pretraining that harms too), or of a loss above that
-    of the shortest run from scratch.
+    side: 1 where the loss is beyond the curve from scratch, so that D_T is at least what is given (a token, where D_F
+    itself is past the curve and nothing is known); -1 where it is at most that: below what can be told from nothing,
+    LEAST of D_F (pretraining that harms too), or of a loss above that of the shortest run from scratch.
     """
     finetune = np.asarray(finetune_tokens, float)
     tokens, side = curve.tokens_at(loss)
     moved = tokens - finetune
     least = LEAST * finetune
     nothing = (side <= 0) & (moved < least)
-    return np.where(nothing, least, np.maximum(moved, least)), np.where(nothing, -1, side)
+    bound = np.where(side > 0, np.maximum(moved, 1.0), moved)
+    return np.where(nothing, least, bound), np.where(nothing, -1, side)
 
 
 def fit_transfer(finetune_tokens, n, transferred, side, cluster=None) -> CensoredFit:

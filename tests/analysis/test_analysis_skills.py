@@ -186,6 +186,10 @@ def test_data_transferred_inverts_the_curve_from_scratch():
         assert side.tolist() == expected.tolist()
         assert moved[side == 0] == pytest.approx(T, rel=0.05)
         assert moved[side == 1] == pytest.approx(D[-1] - finetune[side == 1])
+    past, side = data_transferred(curve, [2.0**22], [0.66])
+    assert (past.tolist(), side.tolist()) == ([1.0], [1]), (
+        "past the curve a low loss says nothing of what was transferred"
+    )
     none, side = data_transferred(curve, finetune, curve.loss_at(finetune) * 1.01)
     assert side.tolist() == [-1] * 4, "pretraining that harms transfers less than can be seen, not a missing value"
     assert none == pytest.approx(0.05 * finetune)
