@@ -165,8 +165,12 @@ def stream(
     stop_XW: np.ndarray,
     window: int | None,
     steps: int = CHUNK,
+    least: int = 0,
 ) -> Iterator[Written]:
-    """The tokens of the sequences (prompt, sample), side by side, up to `steps` <= CHUNK at a time."""
+    """The tokens of the sequences (prompt, sample), side by side, up to `steps` <= CHUNK at a time.
+
+    `least`: slots of the cache, for one program to serve all lengths up to it.
+    """
     B = len(pairs_B2)
     rows = bucket(B)
     pairs_B2 = np.pad(pairs_B2, ((0, rows - B), (0, 0)), mode="edge")
@@ -176,7 +180,7 @@ def stream(
     room_B = np.full(rows, max_tokens) if window is None else np.minimum(max_tokens, window + 1 - length_B[index_B])
     room_B[B:] = 0
     most = int(room_B.max())
-    slots = slots_for(rows, P, 0, most)
+    slots = max(least, slots_for(rows, P, 0, most))
     logits_BV, cache = begin(model, slots, params, tokens_BP, length_B)
     if len(tokens_BP) > 1 or rows > 1:
         logits_BV, cache = fork(logits_BV, cache, index_B.astype(np.int32))

@@ -13,7 +13,21 @@ from analysis.errors import InputError as AnalysisInputError
 from analysis.text import printable
 from models.errors import InputError, did_you_mean
 from scaling.exit_codes import BAD_INPUT, DONE, FAILED, PREEMPTED
-from sweeps.cli import bench, curves, evaluate, fit, predict, report, runs, sample, sources, study, tuning, validate
+from sweeps.cli import (
+    bench,
+    chat,
+    curves,
+    evaluate,
+    fit,
+    predict,
+    report,
+    runs,
+    sample,
+    sources,
+    study,
+    tuning,
+    validate,
+)
 from sweeps.cli import sweep as sweep_commands
 from sweeps.cli.parse import Parser, add_execution, as_text, command, fail, metavar, number, positive, reader, whole
 
@@ -257,6 +271,7 @@ COMMANDS = {
     "table": (runs.cmd_table, "the runs of folders as one table, or as CSV"),
     "diff": (runs.cmd_diff, "in what two runs or two sweeps differ"),
     "evaluate": (evaluate.cmd_evaluate, "ask trained runs: loss, answers, pass@k, KL"),
+    "chat": (chat.cmd_chat, "talk to trained models, on a page or in the terminal"),
     "sample": (sample.cmd_sample, "let a trained model continue prompts"),
     "plan-memory": (cmd_plan_memory, "bytes per device of a run on a mesh"),
     "tune": (tuning.cmd_tune, "fit a learning-rate and batch rule to a tuning sweep"),

@@ -55,7 +55,7 @@ def cmd_sample(argv: list[str]) -> int:
     return 0
 
 
-def add_sampling(parser: Parser) -> None:
+def add_sampling(parser: Parser, seed: int | None = 0) -> None:
     """The options of how text is written."""
     parser.add_argument("--max-tokens", type=whole, default=64, help="of a continuation (default: 64)")
     parser.add_argument("--temperature", type=number, default=1.0, help="logits are divided by it (default: 1)")
@@ -65,7 +65,9 @@ def add_sampling(parser: Parser) -> None:
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end there; may be given more than once"
     )
-    parser.add_argument("--seed", type=whole, default=0, help="of what is drawn (default: 0)")
+    parser.add_argument(
+        "--seed", type=whole, default=seed, help=f"of what is drawn (default: {0 if seed == 0 else 'any'})"
+    )
 
 
 def heading(samples, i: int, j: int, prompts: int) -> str:
