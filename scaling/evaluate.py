@@ -6,7 +6,8 @@ No JAX until something is asked.
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from models.errors import InputError
 from scaling import evaluation
 from scaling.config import canonical_json, canonical_options
 from scaling.fields import fields_of, from_plain, shown, to_plain
-from scaling.folder import read_json, set_aside, write_atomically
+from scaling.folder import read_config, read_json, set_aside, write_atomically
 from scaling.trust import check_links
 
 FOLDER = "evaluations"
@@ -31,15 +32,19 @@ class EvaluationConfig:
     seed: int = 0  #: of what it samples
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", canonical_options("evaluation.options", self.options, '{"n": 256}'))
+        given = canonical_options("evaluation.options", self.options, '{"n": 256}')
+        made = evaluation.find(self.name, given)
+        others = {f.name: getattr(made, f.name) for f in fields(made) if getattr(made, f.name) != f.default}
+        object.__setattr__(self, "options", canonical_json(to_plain(others)) if others else "")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise InputError(f"evaluation.seed = {self.seed!r}: expected a whole number from 0 to 2^32 - 1")
-        evaluation.find(self.name, self.options)
 
     @property
     def key(self) -> str:
-        """The name of its file: equal where the same is asked."""
-        text = canonical_json({"options": self.options, "seed": self.seed})
+        """The name of its file: equal where the same is asked, whether or not a default is spelt out."""
+        revision = evaluation.class_of(self.name).revision
+        newer = {"revision": revision} if revision > 1 else {}
+        text = canonical_json({"options": self.options, "seed": self.seed} | newer)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -87,26 +92,39 @@ def read_evaluations(folder: Path, run: str) -> list[EvaluationResult]:
     return results
 
 
-def evaluate(folder: Path, wanted: EvaluationConfig, model: Any = None) -> EvaluationResult:
+def evaluate(
+    folder: Path,
+    wanted: EvaluationConfig,
+    model: Any = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EvaluationResult:
     """Asks the finished run in `folder` and keeps the answer; one that is kept already is read.
 
     `model`: the run's, where the caller has loaded it. Raises InputError where the run is not finished, or the
-    evaluation is not for it; nothing is written then.
+    evaluation is not for it; nothing is written then. Likewise scaling.evaluation._asker.Stopped once `should_stop()`.
     """
     path = path_of(folder, wanted)
+    check_links(folder)
+    check_links(path.parent)
     if path.exists():
         try:
-            return read_evaluation(path)
+            if (kept := read_evaluation(path)).run == read_config(folder).run_id:
+                return kept
         except InputError:
-            set_aside(path)
+            pass
+        set_aside(path)
     import jax
 
     from scaling.evaluation._asker import Asker
+    from scaling.evaluation._rows import check_source
     from scaling.load import load
     from scaling.provenance import software
 
-    asker, began = Asker(load(folder) if model is None else model), time.monotonic()
-    rows = evaluation.find(wanted.name, wanted.options).rows(asker, wanted.seed)
+    asker, began = Asker(load(folder) if model is None else model, should_stop), time.monotonic()
+    question = evaluation.find(wanted.name, wanted.options)
+    if hasattr(question, "source"):
+        check_source(asker.model, question.source)
+    rows = question.rows(asker, wanted.seed)
     result = from_plain(
         EvaluationResult,
         {
@@ -121,7 +139,6 @@ def evaluate(folder: Path, wanted: EvaluationConfig, model: Any = None) -> Evalu
         },
         "evaluation",
     )
-    check_links(folder)
     path.parent.mkdir(exist_ok=True)
     check_links(path.parent)
     write_atomically(path, canonical_json(to_plain(result)) + "\n")

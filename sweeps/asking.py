@@ -12,13 +12,14 @@ from pathlib import Path
 import pandas as pd
 
 from models.errors import InputError
+from scaling.data.cache import locked
 from scaling.evaluate import EvaluationConfig, read_evaluations
 from scaling.fields import from_plain, to_plain
 from scaling.folder import read_json, write_atomically
 from scaling.trust import check_run_id
 from sweeps.table import run_folders, table
 
-FILE = "evaluations.json"
+FILE, LOCK = "evaluations.json", ".evaluations.lock"
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,19 @@ def read_wanted(folder: Path) -> Wanted:
 
 def ask(folder: Path, asked: Iterable[Asked] = ()) -> Wanted:
     """Adds to what is to be asked of a sweep, as a new launch; returns all that is then."""
-    whole: dict[EvaluationConfig, tuple[str, ...]] = {}
-    for one in (*read_wanted(folder).asked, *asked):
-        before = whole.get(one.evaluation)
-        everything = before == () or not one.runs
-        whole[one.evaluation] = () if everything else tuple(dict.fromkeys((*(before or ()), *one.runs)))
-    return write_wanted(folder, [Asked(evaluation, runs) for evaluation, runs in whole.items()])
+    with locked(folder / LOCK):
+        whole: dict[EvaluationConfig, tuple[str, ...]] = {}
+        for one in (*read_wanted(folder).asked, *asked):
+            before = whole.get(one.evaluation)
+            everything = before == () or not one.runs
+            whole[one.evaluation] = () if everything else tuple(dict.fromkeys((*(before or ()), *one.runs)))
+        return write_wanted(folder, [Asked(evaluation, runs) for evaluation, runs in whole.items()])
 
 
 def unask(folder: Path, evaluation: EvaluationConfig) -> None:
     """Takes back what turned out to be no question for the runs of a sweep. What is answered stays."""
-    write_wanted(folder, [asked for asked in read_wanted(folder).asked if asked.evaluation != evaluation])
+    with locked(folder / LOCK):
+        write_wanted(folder, [asked for asked in read_wanted(folder).asked if asked.evaluation != evaluation])
 
 
 def write_wanted(folder: Path, asked: Sequence[Asked]) -> Wanted:

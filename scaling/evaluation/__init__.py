@@ -19,6 +19,7 @@ class Evaluation:
     """A pure function of (trained model, seed). Raises InputError where an option or the model is not for it."""
 
     SUMMARY: ClassVar[str] = ""  #: a line, for the list of evaluations
+    revision: ClassVar[int] = 1  #: raised when the same options would measure something else: what is kept is then old
 
     def rows(self, asker: Any, seed: int) -> list[Row]:
         """What was measured, by `row`, of the model that `asker` (scaling.evaluation._asker.Asker) asks."""

@@ -1,6 +1,7 @@
 """A trained model that is asked about whole rows of tokens, in batches of one shape, its FLOPs counted."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from models import transformer
 from models.config import ModelConfig
 from models.errors import InputError
 from models.sizing import flops_per_token
+from scaling.chain import folder_beside
 from scaling.data.task import START
 from scaling.generate import Sampling, sample
 from scaling.load import Trained, load
@@ -21,18 +23,24 @@ CALL_TOKENS = 2**14  # of one call of the compiled program, as nearly as whole r
 CALL_LOGITS = 2**25  # and at most so many logits
 
 
-class Asker:
-    """`model`, and the forward FLOPs spent on it and on others that were asked beside it."""
+class Stopped(Exception):
+    """Asking was told to stop; nothing of it is kept."""
 
-    def __init__(self, model: Trained) -> None:
-        self.model = model
+
+class Asker:
+    """`model`, and the forward FLOPs spent on it and on others that were asked beside it. Between two calls of the
+    compiled program Stopped is raised once `should_stop()` is true.
+    """
+
+    def __init__(self, model: Trained, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self.model, self.should_stop = model, should_stop
         self.flops = 0.0
 
     def targets(self, tokens_BU: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(logprob_BT, margin_BT) of tokens_BU[:, 1:], each given those before it: log p, and log p less that of the
         best other token; above 0 where a greedy reader writes it.
         """
-        return self.call(target_logprobs, np.asarray(tokens_BU, np.int32))
+        return self.call(target_logprobs, np.asarray(tokens_BU, np.int32), unread=1)
 
     def next(self, tokens_BT: np.ndarray) -> np.ndarray:
         """logprob_BV of the token after each row."""
@@ -52,31 +60,35 @@ class Asker:
     def divergence(self, other: "Asker", tokens_BU: np.ndarray) -> np.ndarray:
         """kl_BT, nats: KL(model || other) of the next token at each position before the last."""
         tokens_BU = np.asarray(tokens_BU, np.int32)
-        other.flops += forward_flops(other.model.config.model, tokens_BU[:, 1:].shape)
+        self.flops += forward_flops(other.model.config.model, tokens_BU[:, 1:].shape)
         between = functools.partial(divergences, other.model.config.model, other.model.params)
-        return self.call(between, tokens_BU)[0]
+        return self.call(between, tokens_BU, unread=1)[0]
 
     def beside(self, run: str) -> "Asker":
         """Of the run with this id, which lies beside this one. Raises InputError where it is not there."""
         folder = Path(self.model.folder)
-        other = load(folder.parent / check_run_id(run, f"{folder}/config.json"))
-        if other.config.model.vocab_size != self.model.config.model.vocab_size:
-            raise InputError(f"run {run}: has a vocabulary of {other.config.model.vocab_size}, {folder.name} another")
+        other = load(folder_beside(folder, check_run_id(run, f"{folder}/config.json")))
+        if other.tokenizer.identity != self.model.tokenizer.identity:
+            raise InputError(f"run {run}: its tokens are not those of {folder.name}: another vocabulary")
         return Asker(other)
 
-    def call(self, function: Any, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """`function` of all rows, in calls of one shape: a number of rows that depends on their length alone."""
+    def call(self, function: Any, rows: np.ndarray, unread: int = 0) -> tuple[np.ndarray, ...]:
+        """`function` of all rows, in calls of one shape: a number of rows that depends on their length alone. `unread`:
+        tokens at the end of a row that are only targets.
+        """
         model = self.model.config.model
         length = rows.shape[1]
         size = max(1, min(CALL_TOKENS // length, CALL_LOGITS // (length * model.vocab_size)))
         size = min(size, 2 ** int(np.ceil(np.log2(max(1, len(rows))))))
         parts = []
         for at in range(0, len(rows), size):
+            if self.should_stop():
+                raise Stopped
             part = rows[at : at + size]
             padded = np.pad(part, ((0, size - len(part)), (0, 0)))
             out = jax.device_get(function(model, self.model.params, padded))
             parts.append([np.asarray(x)[: len(part)] for x in out])
-        self.flops += forward_flops(model, rows.shape)
+        self.flops += forward_flops(model, (len(rows), length - unread))
         return tuple(np.concatenate(x) for x in zip(*parts, strict=True))
 
 

@@ -20,7 +20,10 @@ def validation_rows(config: RunConfig, source: str, n: int) -> dict[str, np.ndar
     T = config.data.seq_len
     if task := getattr(store, "task", None):
         task.check(T)
-        return task.rows("valid", np.arange(n if task.n_valid is None else min(n, task.n_valid)), T)
+        rows = task.rows("valid", np.arange(n if task.n_valid is None else min(n, task.n_valid)), T)
+        if "tokens_BU" not in rows:
+            raise InputError(f"source = {store.source!r}: has pairs; name a source of single answers")
+        return rows
     data = dataclasses.replace(config.data, source=source or config.data.source, valid_tokens=0, unique_tokens=0)
     starts = valid_starts(dataclasses.replace(config, data=data), store)
     evenly = starts[np.linspace(0, len(starts) - 1, min(n, len(starts))).astype(int)]
@@ -35,6 +38,20 @@ def store_of(config: RunConfig, source: str) -> Any:
             f"{config.model.vocab_size}; name a source of the same symbols"
         )
     return store
+
+
+def check_source(model: Any, source: str) -> None:
+    """Raises InputError where a source is not in the model's tokens, or is its own and has changed since training: part
+    of what is validated on now may have been trained on then.
+    """
+    store = store_of(model.config, source)
+    if source in ("", model.config.data.source) and store.key != model.result.corpus:
+        raise InputError(f"source = {store.source!r}: has changed since {model.folder} was trained on it")
+    if store.tokenizer.identity != model.tokenizer.identity:
+        raise InputError(
+            f"source = {store.source!r}: its {model.config.data.tokenizer!r} is another than the model's; its tokens "
+            "mean something else there"
+        )
 
 
 def task_of(config: RunConfig, source: str) -> Any:

@@ -31,22 +31,27 @@ class Samples(Evaluation):
         if not self.k or min(self.k) < 1 or max(self.k) > self.samples:
             raise InputError(f"k = {list(self.k)}: expected whole numbers from 1 to samples = {self.samples}")
         task = task_of(asker.model.config, self.source)
-        examples = [task.example("valid", index) for index in range(self.n)]
+        n = self.n if task.n_valid is None else min(self.n, task.n_valid)
+        examples = [task.example("valid", index) for index in range(n)]
         longest = self.max_tokens or max(len(example.answer) for example in examples)
         prompts = [np.asarray(example.prompt) for example in examples]
         texts_NS = asker.sampled(prompts, self.samples, longest, seed, self.temperature)
         score_NS = np.array(
-            [[verified(task, e, text) for text in texts] for e, texts in zip(examples, texts_NS, strict=True)]
+            [[self.score(task, e, text) for text in texts] for e, texts in zip(examples, texts_NS, strict=True)]
         )
         right_NS = score_NS >= 1
         share = right_NS[:, 0].mean()
         rows = [
-            row("accuracy", share, np.sqrt(share * (1 - share) / self.n), self.n),
+            row("accuracy", share, np.sqrt(share * (1 - share) / n), n),
             mean_row("score", score_NS.mean(axis=1)),
         ]
         right_N = right_NS.sum(axis=1)
-        rows += each_row("right", right_N, range(self.n), self.samples) if self.each else []
+        rows += each_row("right", right_N, range(n), self.samples) if self.each else []
         return [*rows, *(mean_row("pass@k", [unbiased(self.samples, int(c), k) for c in right_N], k=k) for k in self.k)]
+
+    def score(self, task: Any, example: Any, text: np.ndarray) -> float:
+        """Of what was written, as far as the right answer is long: problems of several lengths are written together."""
+        return verified(task, example, text if self.max_tokens else text[: len(example.answer)])
 
 
 def unbiased(n: int, c: int, k: int) -> float:

@@ -141,6 +141,7 @@ class Asking:
         self, run: str, evaluations: list[EvaluationConfig], say: Callable[..., None], stop: Callable[[], bool]
     ) -> None:
         """Asks a run that this process holds. What goes wrong is recorded, said, and leaves others alone."""
+        from scaling.evaluation._asker import Stopped
         from scaling.load import load
 
         folder, model = self.folder / "runs" / run, None
@@ -151,7 +152,10 @@ class Asking:
             self.note(run, evaluation, Attempt(KILLED, before + 1))
             try:
                 model = load(folder) if model is None else model
-                result = evaluate(folder, evaluation, model)
+                result = evaluate(folder, evaluation, model, stop)
+            except Stopped:  # which is no fault of the evaluation's
+                self.note(run, evaluation, Attempt(KILLED, before))
+                return
             except Exception as error:
                 final = isinstance(error, InputError) or before + 1 >= ATTEMPTS
                 reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"

@@ -67,10 +67,10 @@ def conduct(
     """
     began = time.monotonic()
     notes = []
-    made_with = digest(study.definition.read_bytes()) if study.definition else ""
+    made_with = digest(b"".join(path.read_bytes() for path in rules_of(study)))
     written = written_claims(study, folder)
     if written and written.get("definition") != made_with:
-        notes.append("the study's file has changed since its claims were written")
+        notes.append("the study's rules have changed since its claims were written")
     earlier, cost_before = seconds_of_launches(folder), cost_of(folder)
     trained, measured = stage(name, study, folder, workers, show, made_with)
     if study.then is not None and not measured.lacking:
@@ -129,6 +129,12 @@ def stage(name, study, folder, workers, show, made_with: str) -> tuple[int, Meas
 
 def asked_of(spec: EvaluationSpec, study: Study) -> tuple[str, ...]:
     return tuple(config.run_id for config in study.runs if spec.asks(config))
+
+
+def rules_of(study: Study) -> list[Path]:
+    """The files that say how a study is judged: its own, and those that the studies share."""
+    shared = sorted(Path(__file__).parent.glob("_*.py"))
+    return [*shared, *([study.definition] if study.definition else [])]
 
 
 def judged(claim: Claim, study: Study, measured: Measured) -> Verdict:

@@ -125,9 +125,8 @@ def contains(
 def within(
     predicted: Sequence[float], measured: Sequence[float], share: float, stderr: Sequence[float] | None = None
 ) -> Verdict:
-    """Upheld where every relative error |predicted/measured - 1| is at most `share`; the worst is shown.
-
-    stderr: of each measured value; where the worst error is beyond `share` by less than its 90 % noise, undecided.
+    """Upheld where every relative error |predicted/measured - 1| is at most `share`, its 90 % noise included; refuted
+    where one is beyond it by more than that; else undecided. The worst is shown. stderr: of each measured value.
     """
     predicted, measured = np.atleast_1d(np.asarray(predicted, float)), np.atleast_1d(np.asarray(measured, float))
     if not len(measured) or not (np.isfinite(predicted).all() and np.isfinite(measured).all()):
@@ -136,7 +135,7 @@ def within(
     noise = np.zeros(len(error)) if stderr is None else QUANTILE * np.asarray(stderr, float) / np.abs(measured)
     worst = int(np.argmax(np.abs(error)))
     certain = np.abs(error) - noise > share
-    verdict = "refuted" if certain.any() else "undecided" if (np.abs(error) > share).any() else "upheld"
+    verdict = "refuted" if certain.any() else "undecided" if (np.abs(error) + noise > share).any() else "upheld"
     note = f"errors {', '.join(f'{e:+.2%}' for e in error[:8])}{', ...' if len(error) > 8 else ''}, at most {share:.3g}"
     band = np.sort(measured[worst] * np.array([1 - share, 1 + share]))
     return Verdict("", verdict, predicted[worst], band[0], band[1], measured[worst], note)
@@ -174,7 +173,16 @@ def slope(x: Sequence[float], y: Sequence[float], cluster: Sequence | None = Non
     x = np.asarray(x, float)
     if not np.ptp(x) > 0:
         raise InputError("slope: all x are equal")
-    design = np.stack([x - x.mean(), np.ones(len(x))], axis=1)
+    return coefficient(np.stack([x - x.mean(), np.ones(len(x))], axis=1), y, cluster)
+
+
+def coefficient(design: np.ndarray, y: Sequence[float], cluster: Sequence | None = None) -> Interval:
+    """The first coefficient of least squares of y on `design`, (rows, coefficients), with its 90 % interval (as slope).
+
+    Raises InputError where the rows do not tell the coefficients apart.
+    """
+    if np.linalg.matrix_rank(design) < design.shape[1]:
+        raise InputError("coefficient: these runs do not tell the coefficients apart")
     estimate, stderr, dof, clusters = robust(design, np.asarray(y, float), cluster)
     half = float(stats.t.ppf((1 + LEVEL) / 2, dof)) * stderr
     return Interval(estimate, estimate - half, estimate + half, clusters, np.empty(0))

@@ -68,9 +68,10 @@ class Claim:
     """What a study expects, in words that are hashed before the first run, and the rule that gives its verdict.
 
     name, text: what is claimed, short and in a sentence. metric, axis: what is measured, along what. law: its formula,
-    or "none". controls: what must hold for the claim to mean anything. holdout: what no fit sees. refuted_by: what
-    would refute it, in numbers. decide(measurements): the verdict; InputError where the measurements do not suffice,
-    which makes it undecided. runs, evaluations: those (by label) that it stands on, where not on all.
+    or "none". controls: what is measured beside it to tell an effect from an artefact; each has a claim of its own, or
+    stands in the note. holdout: what no fit sees. refuted_by: what would refute it, in numbers. decide(measurements):
+    the verdict; InputError where the measurements do not suffice, which makes it undecided. runs, evaluations: those
+    (by label) that it stands on, where not on all.
     """
 
     name: str

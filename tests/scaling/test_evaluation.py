@@ -1,5 +1,6 @@
 """What is asked of trained models, against closed forms, enumeration, and what training itself measured."""
 
+import dataclasses
 import itertools
 import json
 from types import SimpleNamespace
@@ -14,11 +15,12 @@ from scaling import evaluation
 from scaling.config import DataConfig, RunConfig, ScheduleConfig
 from scaling.engine.loop import train
 from scaling.evaluate import EvaluationConfig, evaluate, path_of, read_evaluations
-from scaling.evaluation._asker import Asker, forward_flops
+from scaling.evaluation._asker import Asker, Stopped, forward_flops
 from scaling.evaluation._rows import answers_of
 from scaling.evaluation.answers import calibration_row, pass_at_k
 from scaling.evaluation.enumerate import measured, tree_logprobs
 from scaling.evaluation.samples import unbiased
+from scaling.load import load
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,8 @@ def test_an_answer_that_is_kept_is_read_and_a_damaged_one_made_again(run):
 def test_equal_questions_have_one_key_and_others_another():
     key = EvaluationConfig("loss", '{"n": 8, "subset": "all"}').key
     assert key == EvaluationConfig("loss", '{"subset":"all","n":8.0}').key
+    assert key == EvaluationConfig("loss", '{"n": 8}').key, "a default that is spelt out asks nothing else"
+    assert EvaluationConfig("loss", '{"n": 2048}').key == EvaluationConfig("loss").key
     others = [
         EvaluationConfig("loss", '{"n": 9}'),
         EvaluationConfig("loss", '{"n": 8}', seed=1),
@@ -78,8 +82,8 @@ def test_equal_questions_have_one_key_and_others_another():
 def test_flops_of_asking_are_those_of_a_forward_pass(run):
     folder, config, _ = run
     result = evaluate(folder, EvaluationConfig("loss", '{"n": 5}'))
-    assert result.flops == pytest.approx(forward_flops(config.model, (5, 33)))
-    assert result.flops == pytest.approx(config.flops / config.trained_tokens / 3 * 5 * 33, rel=0.05)
+    assert result.flops == pytest.approx(forward_flops(config.model, (5, 32)))
+    assert result.flops == pytest.approx(config.flops / config.trained_tokens / 3 * 5 * 32)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,26 @@ def test_what_cannot_be_asked_of_a_run_is_one_line_and_writes_nothing(run, name,
     with pytest.raises(InputError, match=match):
         evaluate(folder, EvaluationConfig(name, options))
     assert sorted((folder / "evaluations").glob("*") if (folder / "evaluations").exists() else []) == before
+
+
+def test_a_source_of_other_tokens_or_that_has_changed_is_refused(run, monkeypatch, tmp_path):
+    """Else a loss would be printed of tokens that mean something else, or of text that was trained on."""
+    folder, _, _ = run
+    model = load(folder)
+    other = dataclasses.replace(model, result=dataclasses.replace(model.result, corpus="another"))
+    with pytest.raises(InputError, match="has changed since"):
+        evaluate(folder, EvaluationConfig("loss", '{"n": 7}'), other)
+    monkeypatch.setattr("scaling.data.tokenizers.Bytes.identity", property(lambda self: str(id(self))))
+    with pytest.raises(InputError, match="is another than the model's"):
+        evaluate(folder, EvaluationConfig("loss", '{"n": 7}'), model)
+
+
+def test_an_evaluation_that_is_told_to_stop_leaves_nothing(run):
+    folder, _, _ = run
+    wanted = EvaluationConfig("loss", '{"n": 6}')
+    with pytest.raises(Stopped):
+        evaluate(folder, wanted, should_stop=lambda: True)
+    assert not path_of(folder, wanted).exists()
 
 
 def test_an_unfinished_run_is_not_asked(tmp_path, run):
@@ -295,3 +319,18 @@ def test_each_of_an_enumerated_space_keeps_the_number_of_its_problem():
     assert [problems.tolist() for problems, *_ in found] == [[0, 2, 4], [1, 3, 5]]
     for problems, _, right_NS in found:
         assert np.argmax(right_NS, axis=1).tolist() == problems.tolist()
+
+
+def test_samples_of_several_lengths_are_each_read_as_far_as_the_right_answer_goes():
+    """A model that goes on with the next question is right all the same."""
+    from scaling.data.store import open_store
+    from scaling.evaluation.samples import Samples
+
+    task = open_store("relations:hops=3", "symbols").task
+    examples = [task.example("valid", i) for i in range(12)]
+    assert len({len(e.answer) for e in examples}) > 1
+    longest = max(len(e.answer) for e in examples)
+    for example in examples:
+        written = np.concatenate([example.answer, np.ones(longest, int)])[:longest]
+        assert Samples().score(task, example, written) == 1
+        assert Samples().score(task, example, np.roll(written, 1)) == 0

@@ -131,7 +131,7 @@ def test_a_rule_that_changes_after_the_claims_were_written_is_told(conducted, co
     stub(path.parent, corpus, mark="another table")
     assert main(["study", str(path), "--out", str(out)]) == 0
     path.write_text(text)
-    assert "note: the study's file has changed since its claims were written" in capsys.readouterr().out
+    assert "note: the study's rules have changed since its claims were written" in capsys.readouterr().out
 
 
 def test_a_claim_without_all_its_runs_is_undecided_and_says_which(conducted, corpus, tmp_path):

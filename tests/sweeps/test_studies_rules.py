@@ -12,6 +12,7 @@ from models.errors import InputError
 from sweeps.studies._rules import (
     all_of,
     chosen,
+    coefficient,
     contains,
     controlled,
     curves_of,
@@ -176,3 +177,23 @@ def test_a_law_of_n_alone_needs_no_tokens():
 def test_bad_questions_are_answered(call, words):
     with pytest.raises(InputError, match=words):
         call(measurements())
+
+
+def test_an_error_within_the_share_but_not_beyond_its_noise_is_undecided():
+    """A measurement that says nothing must uphold nothing."""
+    assert within([1.05], [1.0], 0.1, [5.0]).verdict == "undecided"
+    assert within([1.05], [1.0], 0.1, [0.01]).verdict == "upheld"
+
+
+def test_a_change_of_slope_is_found_and_clusters_widen_it():
+    """Two groups whose slopes are 0.5 and 0.8 apart from noise shared by cluster."""
+    rng = np.random.default_rng(0)
+    x, group = np.tile(np.arange(8.0), 12), np.repeat(np.arange(12) % 2, 8)
+    cluster = np.repeat(np.arange(12), 8)
+    y = (0.5 + 0.3 * group) * x + rng.normal(0, 0.1, 12)[cluster] + rng.normal(0, 0.1, 96)
+    design = np.stack([group * x, x, group, np.ones(96)], axis=1)
+    found = coefficient(design, y, cluster)
+    assert 0.3 in found
+    assert found.high - found.low < 0.1
+    with pytest.raises(InputError, match="do not tell"):
+        coefficient(np.stack([x, x], axis=1), y)
