@@ -13,14 +13,14 @@ def cmd_bench(argv: list[str]) -> int:
     )
     parser.add_argument(
         "what",
-        choices=["analysis", "train", "run"],
+        choices=["analysis", "train", "run", "generate"],
         help="analysis: fits, bootstraps, searches, extrapolations; train: steps of the training engine; run: what a "
-        "run costs beyond its steps",
+        "run costs beyond its steps; generate: writing with a trained model, against batch and width",
     )
     parser.add_argument(
         "--preset", choices=["cpu", "gpu", "all"], help="train: shapes (default: cpu, or gpu where one is)"
     )
-    parser.add_argument("--seconds", type=number, help="train: time for each row (default: 5)")
+    parser.add_argument("--seconds", type=number, help="train, generate: time for each row (default: 5)")
     parser.add_argument(
         "--profile",
         type=Path,
@@ -41,8 +41,17 @@ def cmd_bench(argv: list[str]) -> int:
         rows = training.bench(preset, seconds, args.profile)
         print(json.dumps(rows, indent=1, allow_nan=False) if args.json else train_text(rows))
         return 0
+    if args.what == "generate" and not (args.preset or args.profile):
+        from scaling.engine.runtime import set_up_jax
+
+        set_up_jax()
+        from scaling.bench.generate import bench_generate
+
+        rows = bench_generate(seconds / 2)
+        print(json.dumps(rows, indent=1, allow_nan=False) if args.json else generate_text(rows))
+        return 0
     if args.preset or args.profile or args.seconds is not None:
-        fail("--preset, --seconds and --profile are for bench train")
+        fail("--preset, --seconds and --profile are for bench train, --seconds for generate too")
     if args.what == "run":
         from scaling.bench.overhead import bench_overhead
 
@@ -106,3 +115,26 @@ def overhead_text(rows: list[dict[str, Any]]) -> str:
     head = ["model", "shape is", "in all", "steps", "validation", "beyond both"]
     names = ("seconds", "step_seconds", "validation_seconds", "overhead_seconds")
     return text_table([head, *([r["model"], r["shape_is"], *(f"{r[n]:.2f} s" for n in names)] for r in rows)])
+
+
+def generate_text(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    from analysis.text import text_table
+
+    head = ["model", "batch", "prefill", "prefill tokens/s", "tokens/s", "times batch 1", "bound", "by", "of bound"]
+    lines = [
+        [
+            f"d{r['d_model']} L{r['n_layers']}",
+            str(r["batch"]),
+            f"{1e3 * r['prefill_seconds']:.2f} ms",
+            f"{r['prefill_tokens_per_second']:,.0f}",
+            f"{r['tokens_per_second']:,.0f}",
+            f"{r['times_smallest_batch']:.1f}",
+            f"{r['bound_tokens_per_second']:,.0f}",
+            r["bound_by"],
+            f"{r['share_of_bound']:.0%}",
+        ]
+        for r in rows
+    ]
+    where = f"{rows[0]['device']}, jax {rows[0]['jax']}; {rows[0]['peak_gflops']:,.0f} GFLOP/s in a large product"
+    return f"{text_table([head, *lines])}\nprompts of {rows[0]['prompt']} tokens and {rows[0]['tokens']} more; {where}"

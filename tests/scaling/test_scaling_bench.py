@@ -1,15 +1,17 @@
-"""`scaling bench train`: the count of FLOPs is the house's, a row is what the issue of it says, a trace is written."""
+"""`scaling bench`: the count of FLOPs is the house's, a row is what the issue of it says, a trace is written."""
 
 import subprocess
 import sys
 
 import pytest
 
+from models.config import ModelConfig
 from models.sizing import counts, flops_per_token
+from scaling.bench import generate as writing
 from scaling.bench import train as bench
 from scaling.bench.overhead import bench_overhead
 from scaling.engine.runtime import cores
-from sweeps.cli.bench import overhead_text, train_text
+from sweeps.cli.bench import generate_text, overhead_text, train_text
 
 
 @pytest.mark.parametrize("one", bench.CPU + bench.GPU)
@@ -65,3 +67,29 @@ def test_overhead_of_runs_in_a_warm_worker():
     assert [r["shape_is"] for r in rows] == ["the worker's first", *["new", "known"] * 3]
     assert [r["model"] for r in rows[1::2]] == [r["model"] for r in rows[2::2]]
     assert rows[0]["model"] in overhead_text(rows)
+
+
+def test_writing_is_measured_beside_its_bounds():
+    """Nothing here says how fast: only that a row is what its columns say."""
+    model = ModelConfig(d_model=16, n_layers=1, n_heads=2)
+    rows = writing.bench_generate(0.01, (model,), (1, 2))
+    assert [row["batch"] for row in rows] == [1, 2]
+    assert rows[0]["times_smallest_batch"] == 1
+    for row in rows:
+        share = row["tokens_per_second"] / row["bound_tokens_per_second"]
+        assert row["share_of_bound"] == pytest.approx(share, rel=0.01, abs=1e-4)
+        assert row["bound_by"] in ("arithmetic", "memory")
+        assert row["prefill_tokens_per_second"] > 0
+    assert "d16 L1" in generate_text(rows)
+
+
+def test_the_bounds_of_writing_are_those_of_its_products_and_bytes(monkeypatch):
+    """By hand for one layer: 12 D^2 and the head, attention over the mean length, and every byte of both read once."""
+    monkeypatch.setattr(writing, "reading_rate", lambda size: 1e9)
+    model = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, activation="gelu", qk_norm=False)
+    length = writing.PROMPT + writing.TOKENS / 2
+    weights = 8 * (8 + 2 * 4) + 8 * 8 + 2 * 8 * 32 + 8 * 10
+    norms = 3 * 8
+    arithmetic, memory = writing.bounds(model, 5, peak=1e9)
+    assert arithmetic == pytest.approx(1e9 / (2 * weights + 4 * 8 * length), rel=0.1)
+    assert memory == pytest.approx(5 * 1e9 / (4 * (weights + norms + 5 * 2 * 4 * length)), rel=0.02)
