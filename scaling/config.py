@@ -190,9 +190,9 @@ class RunConfig:
     def flops_from(self, step: int) -> float:
         """Training FLOPs of the steps after the first `step`. Raises InputError for an unknown objective."""
         a_token = self.objective_found.flops_per_token(self.model, self.data.seq_len)
-        adapters = adapter_counts(self.model, self.lora, self.objective_found.logits)
         if not self.lora.rank:
             return a_token * (self.steps - step) * self.tokens_per_step
+        adapters = adapter_counts(self.model, self.lora, self.objective_found.logits)
         a_token -= self.objective_found.flops_factor * adapters.flops_saved_per_token
         return (a_token * self.tokens_per_step + adapters.flops_per_step) * (self.steps - step)
 

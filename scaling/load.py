@@ -88,8 +88,11 @@ class Trained:
         if last_B.shape != (B,) or not ((last_B >= 0) & (last_B < U)).all():
             raise InputError(f"lengths: expected one of 1 to {U} for each of {B} sequences")
         head_D, rows = np.asarray(self.params["reward"]), range(0, B, max(1, TOKENS_AT_ONCE // U))
-        parts = [slice(at, at + rows.step) for at in rows]
-        return np.concatenate([self.hidden(tokens_BU[p])[np.arange(len(last_B[p])), last_B[p]] @ head_D for p in parts])
+        rewards_B = np.zeros(B, np.float32)
+        for part in (slice(at, at + rows.step) for at in rows):
+            last = last_B[part]
+            rewards_B[part] = self.hidden(tokens_BU[part])[np.arange(len(last)), last] @ head_D
+        return rewards_B
 
     def generate(
         self,

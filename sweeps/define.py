@@ -183,6 +183,12 @@ def seeds(runs: Iterable[RunConfig], count: int) -> Runs:
     """Every run with the seeds 0 .. count - 1 of its initial parameters. The order of the data stays."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"seeds: count = {count!r}: expected a whole number of at least 1")
+    for config in union(runs):
+        if config.parent and not config.lora.rank and not config.objective_found.random:
+            raise InputError(
+                f"seeds: run {config.run_id} starts from its parent {config.parent}, so its own seed changes nothing "
+                "in it; vary the parent's seed, or data.seed"
+            )
     return product(runs, {"seed": range(count)})
 
 

@@ -8,13 +8,16 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from analysis.errors import InputError as AnalysisInputError
 from models.errors import InputError
 from scaling.chain import check_child, check_wants, parent_of
 from scaling.config import RunConfig, check_fits
+from scaling.data.batches import batch_at
 from scaling.data.store import open_store
+from scaling.data.task import TaskStore
 from scaling.execution import Execution
 from scaling.folder import check_run_folder, holds_only
 from scaling.objectives import find
@@ -79,8 +82,6 @@ def check_parents(runs: Iterable[RunConfig], folder: Path | None) -> None:
     """Raises InputError where a run's parent is neither among `runs` nor finished in the sweep's folder, or where the
     two do not go together.
     """
-    for config in runs:
-        check_wants(config)
     by_id = {config.run_id: config for config in runs} if any(config.parent for config in runs) else {}
     for config in filter(lambda config: config.parent, runs):
         if config.parent in by_id:
@@ -104,12 +105,20 @@ def check_sweep(sweep: Sweep, folder: Path | None = None) -> dict[str, str]:
 
     stores = {}
     corpora = {}
+    tried = set()
     for config in sweep.runs:
         key = (config.data.source, config.data.tokenizer, config.data.valid_fraction)
         if key not in stores:
             stores[key] = open_store(key[0], key[1], valid_fraction=key[2])
         check_fits(config, stores[key])
-        find(config.objective.name, config.objective.options)
+        check_wants(config)
+        objective, of = (
+            find(config.objective.name, config.objective.options),
+            (key, config.objective, config.data.seq_len),
+        )
+        if of not in tried and (isinstance(stores[key], TaskStore) or objective.sequences > 1):
+            batch_at(stores[key], objective, "valid", np.zeros(1, int), config.data.seq_len)
+        tried.add(of)
         corpora[config.run_id] = stores[key].key
     check_hooks(sweep.runs)
     check_parents(sweep.runs, folder)

@@ -10,9 +10,12 @@ import pytest
 
 from models.config import LoraConfig, ModelConfig
 from models.errors import InputError
-from scaling.config import DataConfig, OptimConfig, RunConfig, ScheduleConfig
+from scaling.config import OPTIMIZERS, DataConfig, OptimConfig, RunConfig, ScheduleConfig
 from scaling.data.store import open_store
 from scaling.engine.loop import Preempted, train
+from scaling.engine.parameters import parts_of
+from scaling.engine.program import abstract_state
+from scaling.engine.sharding import make_mesh
 from scaling.engine.swarm import Member, train_swarm
 from scaling.execution import Execution
 from scaling.load import load
@@ -108,6 +111,16 @@ def test_adapters_on_a_mesh(base, home, line):
         patch.setattr(jax, "devices", lambda: few)
         result = train(child, home / line, Execution(mesh=line))
     assert result.loss == pytest.approx(alone.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_takes_adapters(base, name):
+    """Their state is that of the adapters: some look at an array's name or shape."""
+    parts = parts_of(adapted(base))
+    state = abstract_state(parts, OptimConfig(name=name), make_mesh())
+    size = sum(x.size for x in jax.tree.leaves(state["params"]))
+    assert size == adapted(base).n_trained
+    assert sum(x.size for x in jax.tree.leaves(state["opt"])) < 2 * size + 10
 
 
 def test_adapters_of_one_parent_train_as_a_swarm(base, home):

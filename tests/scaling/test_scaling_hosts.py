@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from models.config import ModelConfig
+from models.config import LoraConfig, ModelConfig
 from models.errors import InputError
 from scaling.config import DataConfig, OptimConfig, RunConfig
 from scaling.engine.hosts import Hosts, by_first_host, detected
@@ -95,6 +95,23 @@ def test_two_processes_train_the_run_that_one_trains(config, tmp_path, mesh):
     assert result["loss"] == pytest.approx(alone.loss, rel=1e-5)
     curves = [pq.read_table(tmp_path / name / "curve.parquet")["loss"].to_numpy() for name in ("run", "alone")]
     np.testing.assert_allclose(*curves, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
+def test_two_processes_start_from_a_parent_that_one_trained(config, tmp_path, rank):
+    """Each reads its part of the parent's parameters: all of them to train, or, frozen, below adapters."""
+    train(config, tmp_path / config.run_id)
+    child = dataclasses.replace(config, parent=config.run_id, lora=LoraConfig(rank=rank))
+    alone = train(child, tmp_path / "alone")
+    port = free_port()
+    more = ("--mesh", "fsdp=8", "--parent", str(tmp_path / config.run_id), "--lora.rank", str(rank))
+    for code, _, errors in ends([start(config, tmp_path / "run", port, i, *more) for i in range(2)]):
+        assert code == 0, errors
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["run"] == alone.run
+    assert result["loss"] == pytest.approx(alone.loss, rel=1e-5)
+    assert result["flops_parents"] == alone.flops_parents == config.flops
 
 
 @pytest.mark.parametrize("error", [Busy("held by another"), InputError("lr = 0"), OSError(28, "full"), KeyError("x")])

@@ -2,21 +2,25 @@
 
 import dataclasses
 import json
-import os
-import signal
+import subprocess
 
+import pyarrow.parquet as pq
 import pytest
-from processes import assert_same_runs, finish, kill, start, wait_for, workers_of
+from processes import wait_for
 
 from models.config import ModelConfig
 from models.errors import InputError
 from scaling.config import DataConfig, OptimConfig, RunConfig, ScheduleConfig
+from scaling.engine.loop import train
+from scaling.execution import Execution
 from scaling.folder import read_json
+from scaling.result import read_result
 from sweeps.cli.main import main
 from sweeps.cost import dry_run_json, dry_run_text
-from sweeps.define import Sweep, children, grid, seeds, union
+from sweeps.define import Sweep, children, configure, grid, seeds, union
 from sweeps.launch import local
-from sweeps.launch.prepare import check_sweep, prepare
+from sweeps.launch.engine import worker_command
+from sweeps.launch.prepare import check_sweep, prepare, write_launch
 from sweeps.plan import plan
 from sweeps.status import sweep_status
 from sweeps.summary import describe
@@ -58,6 +62,33 @@ def test_what_is_the_parents_is_no_axis(base, axes, message):
     with pytest.raises(InputError) as caught:
         children([base], axes, base)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.name": "reward"}, "text has no pairs, which the objective wants"),
+        ({"objective.name": "dpo"}, "objective.name = 'dpo': compares with the run it starts from"),
+        ({"lora.rank": 2}, "lora.rank = 2: adapters stand on a trained model"),
+        (
+            {"data.source": "comparisons", "data.tokenizer": "symbols", "model.vocab_size": 17},
+            "this task gives pairs, which only an objective on pairs",
+        ),
+    ],
+)
+def test_what_a_run_lacks_is_told_before_a_sweep_begins(base, tmp_path, changes, message):
+    with pytest.raises(InputError) as caught:
+        prepare("chain", Sweep([configure(base, changes)]), tmp_path / "sweep")
+    assert message in str(caught.value)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_seeds_of_children_are_no_repeats(base):
+    """Two runs of one result under two ids would look like two measurements without noise."""
+    tuned = children([base], {"data.seed": [1]}, base)
+    with pytest.raises(InputError, match=r"its own seed changes nothing in it; vary the parent's seed, or data\.seed"):
+        seeds(tuned, 2)
+    assert len(seeds(children([base], {"lora.rank": [2]}, base), 2)) == 2, "adapters are drawn at random"
 
 
 def test_a_sweep_takes_the_parents_it_needs(base):
@@ -124,62 +155,37 @@ def test_a_child_of_a_parent_that_diverged_is_not_trained_and_says_so(base, tmp_
         prepare("chain", Sweep(child), out)
 
 
-CHAIN = """
-import dataclasses
-from models.config import ModelConfig
-from scaling.config import DataConfig, RunConfig
-from sweeps.define import Sweep, children, seeds, union
-
-def sweep():
-    data = DataConfig(source={source!r}, seq_len=32, valid_fraction=0.1, repeat=True)
-    model = ModelConfig(d_model=8, n_layers=1, n_heads=2)
-    base = RunConfig(model=model, data=data, batch_size=2, tokens=150_000)
-    parents, child = seeds([base], 2), dataclasses.replace(base, data=dataclasses.replace(data, seed=1))
-    tuned = children(parents, {{"tokens": [75_000, 150_000]}}, child)
-    return Sweep(union(tuned, children(parents, {{"lora.rank": [2]}}, child)), parents=parents)
-"""
-
-
-@pytest.fixture(scope="module")
-def chained(corpus, tmp_path_factory):
-    """(the definition of a chain, its table where nothing happened)."""
-    folder = tmp_path_factory.mktemp("chained")
-    (folder / "chain.py").write_text(CHAIN.format(source=corpus))
-    assert "8 finished, 0 diverged, 0 failed" in finish(folder / "chain.py", folder / "out")
-    return folder / "chain.py", table(folder / "out")
-
-
-def under_way(out, child):
-    """Checkpoints of parents, or of children, that have no result."""
-    runs = [run for run in out.glob("runs/*") if not (run / "result.json").exists() and (run / "config.json").exists()]
-    runs = [run for run in runs if bool(read_json(run / "config.json").get("parent")) == child]
-    return [step for run in runs for step in run.glob("checkpoints/*") if step.name.isdigit()]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [True, False], ids=["all", "one"])
-def test_killed_in_the_parent_and_in_the_child_the_table_is_the_same(chained, tmp_path, workers):
-    """kill -9 of all processes, or of a worker, which is replaced; once while parents are trained, once while children
-    are. A child that began before its parent's model was whole, or a model that is read twice in two ways, would give
-    another table.
+def test_killed_in_the_parent_and_in_the_child_the_table_is_the_same(base, tmp_path):
+    """kill -9 of a worker while the parent is trained, then of the next one while a child is; a third ends it. A child
+    that began before its parent's model was whole, or from a model that was read otherwise, would end elsewhere.
     """
-    definition, undisturbed = chained
-    out = tmp_path / "out"
-    process = start(definition, out, "--checkpoint-seconds", "0.05")
-    for child in (False, True):
-        if process.poll() is not None:
-            process = start(definition, out, "--checkpoint-seconds", "0.05")
-        wait_for(lambda child=child: under_way(out, child))
-        if workers:
-            kill(process)
-            assert under_way(out, child), "killed too late: nothing is under way"
-        else:
-            os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-    if not workers:
-        text, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, text
-    assert "8 finished, 0 diverged, 0 failed" in finish(definition, out)
-    assert_same_runs(table(out), undisturbed)
+    parent = dataclasses.replace(base, tokens=200_000)
+    tuned = children([parent], {"lora.rank": [0, 2]}, parent)
+    sweep, out = Sweep(tuned, parents=[parent]), tmp_path / "sweep"
+    prepare("chain", sweep, out)
+    write_launch(sweep, out, Execution(checkpoint_seconds=0.05))
+
+    def under_way(runs):
+        folders = [out / "runs" / run.run_id for run in runs]
+        kept = [f for f in folders if any(step.name.isdigit() for step in f.glob("checkpoints/*"))]
+        return [f for f in kept if not (f / "result.json").exists()]
+
+    for victims in ([parent], tuned):
+        worker = subprocess.Popen(worker_command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(lambda victims=victims: under_way(victims), seconds=300)
+        worker.kill()
+        worker.wait()
+        assert under_way(victims), "killed too late: nothing is under way"
+    last = subprocess.run(worker_command(out), capture_output=True, text=True, timeout=400, check=False)
+    assert last.returncode == 0, last.stderr
+    assert "continuing from step" in last.stdout
+    for config in sweep.runs:
+        undisturbed = train(config, tmp_path / "alone" / config.run_id)
+        result = read_result(out / "runs" / config.run_id)
+        assert (result.loss, result.flops_parents) == (undisturbed.loss, undisturbed.flops_parents)
+        curves = [path / config.run_id / "curve.parquet" for path in (out / "runs", tmp_path / "alone")]
+        assert pq.read_table(curves[0]).equals(pq.read_table(curves[1]))
 
 
 def test_a_single_child_by_its_parents_folder(base, tmp_path, capsys):
