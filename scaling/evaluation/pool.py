@@ -27,6 +27,7 @@ class Pool(Evaluation):
     policy: str = ""  #: id of a run beside this one, which writes the strings; "": this one
     source: str = ""  #: spec of comparisons, whose true reward is gold; "": what this run was trained on
     proxy: str = "reward"  #: of this run, a reward model; gold: the true reward; random: a number drawn for each string
+    draw: int = 0  #: which random numbers
     M: int = 65_536  #: strings of the pool
     n: tuple[int, ...] = ()  #: of best of n, each at most M / 16; (): 1, 2, 4, ...
     #: nats, of the optima, each below ln M - 3; (): 16 of equal steps in d = sqrt(KL)
@@ -60,7 +61,7 @@ class Pool(Evaluation):
         proxy_M = {
             "reward": lambda: score(asker, tokens_BU).astype(np.float64),
             "gold": lambda: gold_M,
-            "random": lambda: ndtri(unit(bits(stream("pool", seed), np.arange(self.M), 1)[:, 0]) + 2.0**-54),
+            "random": lambda: ndtri(unit(bits(stream("pool", self.draw), np.arange(self.M), 1)[:, 0]) + 2.0**-54),
         }[self.proxy]()
         if not proxy_M.std() > 0:
             raise InputError("proxy: gives all strings the same reward, so it chooses nothing")

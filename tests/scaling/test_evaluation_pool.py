@@ -1,14 +1,20 @@
 """One pool for every n and every beta, against enumeration and against the exact law of the scores."""
 
 import itertools
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from analysis import estimators
+from models.config import ModelConfig
 from models.errors import InputError
+from models.transformer import init
+from scaling.config import DataConfig, RunConfig
 from scaling.data.sources.comparisons import Comparisons
 from scaling.evaluation import find
+from scaling.evaluation._asker import Asker
 from scaling.evaluation.pool import betas_of, measured
 
 
@@ -68,6 +74,45 @@ def test_an_optimum_that_no_beta_reaches_is_left_out():
     """Two strings share the highest proxy, so no tilt of eight strings goes beyond ln 4."""
     proxy = np.array([0.0, 0, 1, 1, 2, 2, 3, 3])
     assert len(betas_of(proxy, (0.5, 1.3, 1.5))) == 2
+
+
+def policy(seed: int) -> Asker:
+    """Of a vocabulary of 17, that writes strings of two tokens, each as a place in a folder of its own."""
+    model = ModelConfig(vocab_size=17, d_model=8, n_layers=1, n_heads=1)
+    params = init(model, jax.random.key(seed))
+    params["head"] = jax.random.normal(jax.random.key(seed + 10), params["head"].shape)
+    config = RunConfig(model=model, data=DataConfig("comparisons:length=2", "symbols", seq_len=2))
+    return Asker(SimpleNamespace(config=config, params=params, folder=f"policy-{seed}", window=2))
+
+
+def chances(asker: Asker) -> np.ndarray:
+    """p of each of the 17^2 strings."""
+    pairs = np.array(list(itertools.product(range(17), repeat=2)))
+    return np.exp(asker.targets(np.pad(pairs, ((0, 0), (1, 0))))[0].sum(axis=1))
+
+
+def test_the_true_reward_of_a_policy_and_its_kl_are_those_of_all_its_strings():
+    """If this fails, what is written is not drawn from the policy, or KL is taken the wrong way round."""
+    asker, parent = policy(0), policy(1)
+    asker.beside = lambda run: parent
+    p, q = chances(asker), chances(parent)
+    assert p.sum() == pytest.approx(1, abs=1e-5)
+    gold = Comparisons(length=2).gold(np.array(list(itertools.product(range(17), repeat=2))))
+    wanted = {"gold": p @ gold, "kl": p @ np.log(p / q)}
+    for row in find("gold", '{"M": 4096, "to": "0123456789ab"}').rows(asker, 0):
+        assert row["value"] == pytest.approx(wanted[row["metric"]], abs=4 * row["stderr"])
+        assert row["stderr"] < 0.1
+    assert asker.flops > 0
+
+
+def test_a_pool_is_written_by_the_policy_and_only_a_reward_model_scores_it():
+    asker = policy(2)
+    (first, *_) = find("pool", '{"M": 1024, "proxy": "gold"}').rows(asker, 0)
+    gold = Comparisons(length=2).gold(np.array(list(itertools.product(range(17), repeat=2))))
+    assert first["k"] == 1
+    assert first["value"] == pytest.approx(chances(asker) @ gold, abs=4 * first["stderr"])
+    with pytest.raises(InputError, match="no reward model"):
+        find("pool", '{"M": 1024}').rows(asker, 0)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ WORLDS = {  # spec: (T, digest of rows): T holds whole questions, but for the la
     "markov:sharp=2,seed=5": (25, "17f66ca285e2"),
     "comparisons": (24, "a120573a5e8b"),
     "comparisons:labels=gold,b=0": (26, "805065891b16"),
+    "comparisons:taste=symbols": (24, "ec995dac41fc"),
     "graph": (80, "478d4c8a8b08"),
     "people:order=permuted,wordings=8": (60, "7c9f9499a6bd"),
     "people:form=qa,who=second,people=50": (20, "396bdfaca258"),
@@ -307,12 +308,15 @@ def test_markov_has_its_entropy_and_its_distribution():
         assert np.bincount(tokens[:, at], minlength=16) / 20_000 == pytest.approx(pi, abs=0.015), "stationary"
 
 
-def test_comparisons_by_going_through_all_strings():
+@pytest.mark.parametrize("taste", ["pairs", "symbols"])
+def test_comparisons_by_going_through_all_strings(taste):
     """Strings of 3 symbols, all 4,096 of them: the scores' distribution, the moments, the best loss of pairs."""
-    task = task_of("comparisons:length=3,seed=2,sharpness=2")
+    task = task_of(f"comparisons:length=3,seed=2,sharpness=2,taste={taste}")
     strings = np.array(list(itertools.product(range(16), repeat=3)))
     p = task.stationary_S[strings[:, 0]] * task.transition_SS[strings[:, :-1], strings[:, 1:]].prod(axis=1)
     score = task.taste_SS[strings[:, :-1], strings[:, 1:]].sum(axis=1)
+    if taste == "symbols":
+        assert score == pytest.approx(task.taste_SS[5][strings[:, 1:]].sum(axis=1)), "whatever stands before"
     values, chance = task.scores
     assert chance == pytest.approx([p[score == v].sum() for v in values])
     mean, std = p @ score, (p @ (score - p @ score) ** 2) ** 0.5
@@ -412,6 +416,7 @@ def test_people_are_told_and_asked_about():
         ("facts:a=1,a=2", "gives a twice"),
         ("markov:length=1", "length = 1: expected a whole number of 2 to 4096"),
         ("comparisons:labels=best", "labels = 'best': expected noisy, gold or random"),
+        ("comparisons:taste=words", "taste = 'words': expected pairs or symbols"),
         ("graph:nodes=10,edges=46", "edges = 46: expected a whole number of 1 to 45"),
         ("facts:shared=0.5", "shared = 0.5: expected 0, or with `of`"),
     ],

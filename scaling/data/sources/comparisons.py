@@ -7,12 +7,13 @@ with it the best loss of a reward model, best-of-n and the optimum under a penal
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from models.config import ADDED
 from scaling.data.draws import below, bits, stream, unit
 from scaling.data.sources.markov import Markov, S
 from scaling.data.task import START, Example, Rows, expect, world
@@ -26,17 +27,21 @@ class Comparisons(Markov):
     b: float = 0.2  #: of z^2, what is too much of z; 0: the more the better
     sharpness: float = 1.0  #: noisy labels: log-odds of the right choice, over the difference in true reward
     labels: str = "noisy"  #: noisy, as Bradley & Terry (1952); gold, the better one; random, a coin
+    #: what has a taste: pairs of neighbours, or symbols (each but the first of a string), of which there are but 16
+    taste: str = field(default="pairs", metadata=ADDED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         expect("b", self.b, 0 <= self.b <= 10, "a number of 0 to 10")
         expect("sharpness", self.sharpness, 0 < self.sharpness <= 1e6, "a number above 0, at most 1e6")
+        expect("taste", self.taste, self.taste in ("pairs", "symbols"), "pairs or symbols")
         expect("labels", self.labels, self.labels in ("noisy", "gold", "random"), "noisy, gold or random")
 
     @functools.cached_property
     def taste_SS(self) -> np.ndarray:
         drawn = bits(stream("comparisons", self.seed, "taste"), np.arange(S), S)
-        return below(drawn, 2 * TASTE + 1) - TASTE
+        taste_SS = below(drawn, 2 * TASTE + 1) - TASTE
+        return np.broadcast_to(taste_SS[0], (S, S)) if self.taste == "symbols" else taste_SS
 
     @functools.cached_property
     def scores(self) -> tuple[np.ndarray, np.ndarray]:
