@@ -101,7 +101,7 @@ def inputs(feed: Feed, mesh: Mesh, step: int, n: int) -> tuple[Any, np.ndarray, 
     def rows(first: int | None, last: int | None) -> dict[str, np.ndarray]:
         """What a device holds: of the steps that are run, and of its windows."""
         local = starts[:, first:last]
-        batch = batch_at(feed.store, feed.objective, "train", local.ravel(), T)
+        batch = made(feed.store, feed.objective, local.tobytes(), T)
         batch = {name: x.reshape(*local.shape, *x.shape[1:]) for name, x in batch.items()}
         given = {name: x[step : step + n, first:last] for name, x in feed.reference[0].items()}
         return {name: pad(x, X) for name, x in (batch | given).items()}
@@ -116,6 +116,12 @@ def inputs(feed: Feed, mesh: Mesh, step: int, n: int) -> tuple[Any, np.ndarray, 
     shapes = {n: x.shape[1:] for n, x in batch_at(feed.store, feed.objective, "train", starts[0, :1], T).items()}
     shapes |= dict.fromkeys(feed.reference[0], ())
     return {"batch_X": {name: array(name, shape) for name, shape in shapes.items()}, **key}, lr_X, decay_X
+
+
+@functools.lru_cache(maxsize=1)
+def made(store: Store, objective: Objective, starts: bytes, T: int) -> dict[str, np.ndarray]:
+    """The training windows that begin at `starts`, int64. Kept, as the members of a swarm often share their order."""
+    return batch_at(store, objective, "train", np.frombuffer(starts, np.int64), T)
 
 
 def rests_on(mesh: Mesh, store: Store, objective: Objective) -> bool:
