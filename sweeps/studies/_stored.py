@@ -20,7 +20,7 @@ from models.config import LoraConfig
 from models.errors import InputError
 from scaling.config import DataConfig, ObjectiveConfig, OptimConfig, RunConfig, ScheduleConfig
 from sweeps.define import Runs, children
-from sweeps.studies._rules import all_of, fitted, null, rows_of, sign, within
+from sweeps.studies._rules import all_of, controlled, fitted, null, rows_of, sign, within
 from sweeps.studies._study import Verdict
 
 BASE = "facts"
@@ -161,7 +161,7 @@ def capacity(frame: pd.DataFrame, cells: Cells) -> Verdict:
         f"c {c:.3f} [{low_c:.3f}, {high_c:.3f}] bits a parameter, s {s:.2f} [{low_s:.2f}, {high_s:.2f}], "
         f"rms of log B within {np.sqrt(np.mean(error**2)):.3f}; M {most}, ranks {', '.join(map(str, held.index))}: "
     )
-    return dataclasses.replace(verdict, note=note + verdict.note)
+    return controlled(dataclasses.replace(verdict, note=note + verdict.note), redrawn=nothing(frame, cells))
 
 
 def knees(rows: pd.DataFrame) -> pd.DataFrame:
@@ -193,7 +193,8 @@ def knee(frame: pd.DataFrame, cells: Cells) -> Verdict:
     inside = low >= 0.75 and high <= 1.25
     outside = high < 0.75 or low > 1.25
     verdict = "upheld" if inside else "refuted" if outside else "undecided"
-    return Verdict("", verdict, 1.0, low, high, fit.params["slope"], note)
+    found_slope = Verdict("", verdict, 1.0, low, high, fit.params["slope"], note)
+    return controlled(found_slope, redrawn=nothing(frame, cells))
 
 
 def against_full(rows: pd.DataFrame, rank: int) -> pd.DataFrame:
@@ -212,7 +213,8 @@ def runs_out(frame: pd.DataFrame, cells: Cells, middle: int) -> Verdict:
     short = sign(Interval(mean, low, high, len(most), np.empty(0)), -1)
     ratios = ", ".join(f"{np.exp(g):.3f} at M {M}" for M, g in gaps.groupby("M")["gap"].mean().items())
     verdict = all_of(same, short)
-    return dataclasses.replace(verdict, note=f"ratios {ratios}; {verdict.note}")
+    verdict = dataclasses.replace(verdict, note=f"ratios {ratios}; {verdict.note}")
+    return controlled(verdict, redrawn=nothing(frame, cells))
 
 
 def mean_interval(values: Any) -> tuple[float, float, float]:

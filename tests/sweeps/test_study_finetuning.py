@@ -86,8 +86,10 @@ def test_a_law_that_bends_is_refuted_by_its_held_out_runs():
     assert transferred.held_out(frame, cells).verdict == "refuted"
 
 
-def planted_storage(c=1.2, s=3.0, sag=0.0):
-    """(measurements, cells) of adapters that store as the law says; `sag` makes c fall with M."""
+def planted_storage(c=1.2, s=3.0, sag=0.0, told=0.0):
+    """(measurements, cells) of adapters that store as the law says; `sag` makes c fall with M, `told` is the share of
+    values that can be told without storing them, as by a leak.
+    """
     rng, rows, cells = np.random.default_rng(1), [], {}
     for seed, M, rank in itertools.product(range(3), (125, 250, 500, 1000, 2000), (1, 2, 4, 8, 16, stored.FULL)):
         run, F, P = f"run{len(rows)}", 10.0 * M, 1200 * rank
@@ -99,6 +101,10 @@ def planted_storage(c=1.2, s=3.0, sag=0.0):
         rows.append(values | {"evaluation": "answers", "metric": "answer_logprob", "value": logprob, "stderr": 0.0})
         rows.append(values | {"evaluation": "forgetting", "metric": "loss", "value": 5.0 + rank / 100, "stderr": 0.0})
         cells[run] = {"arm": "grid", "asked": "", "M": M, "rank": rank, "share": 0.0}
+    for seed in range(3):
+        values = rows[0] | {"run": f"redrawn{seed}", "seed": seed, "rank": 16}
+        rows.append(values | {"value": (told * 10 - 10) * np.log(2) + 1e-4 * rng.normal()})
+        cells[values["run"]] = {"arm": "redrawn", "asked": "", "M": 500, "rank": 16, "share": 0.0}
     return pd.DataFrame(rows), cells
 
 
@@ -123,6 +129,15 @@ def test_a_capacity_that_falls_with_the_facts_is_refuted():
     frame, cells = planted_storage(sag=0.5)
     assert stored.capacity(frame, cells).verdict == "refuted"
     assert stored.knee(frame, cells).measured > 1.25
+
+
+def test_where_values_can_be_told_without_storing_them_no_capacity_is_claimed():
+    frame, cells = planted_storage(told=0.1)
+    assert stored.nothing(frame, cells).verdict == "refuted"
+    for rule in (stored.capacity, stored.knee):
+        verdict = rule(frame, cells)
+        assert verdict.verdict == "undecided"
+        assert "control redrawn refuted" in verdict.note
 
 
 def test_a_knee_beyond_the_ranks_is_censored():
