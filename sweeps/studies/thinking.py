@@ -1,11 +1,11 @@
 """What is a second thought worth: many samples, a trace, or a search, against more training?
 
-scaling study thinking            (about 1.3e13 FLOPs; --dial tiny for a form of seconds)
+scaling study thinking            (about 1.1e13 FLOPs; --dial tiny for a form of seconds)
 
 4a: chains of facts (`relations`), whose trace is unique, so that the chance p of each problem, and pass@k for any k, is
 exact. The chains asked for are not those trained on, so that two hops must be put together of facts; their first facts
 have ranks even in the logarithm. 4b: signs, whose 256 strings are all scored, so that what each way of thinking longer
-would do is exact as well. Nothing is generated.
+would do is exact as well. Only "sampled" is generated: thoughts that miscalculate, and yet lead to right signs.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from sweeps.studies._sizes import model, rated, tokens
 from sweeps.studies._study import Claim, EvaluationSpec, Study, Verdict
 
 QUESTION = "How does being right grow with samples, traces and search, and how much training are they worth?"
-COST = "1.3e13 FLOPs"
+COST = "1.1e13 FLOPs"
 
 M = 1e6
 TRACE, PLAIN = "relations:hops=3,trace=1,held=1", "relations:hops=3,trace=0,held=1"
@@ -37,6 +37,7 @@ FIT_UP_TO = 64
 BUDGETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WITH_VERIFIER = ("verifier", "beam-verifier", "best-first", "depth-first")
 ALONE = ("majority", "likeliest", "beam")
+ENDS = (4, 64)  # budgets that all arms have, between which a lasting fall is told of
 FLAT = 0.01  # of accuracy: a fall of less, a step, counts as none; so does a slope of less, a decade
 EXCHANGE = (0.3, 1.18)  # Jones 2021 (2104.03113): ten times the training is worth fifteen times the test compute
 TARGET = 0.9  # of problems solved, where training and thinking are exchanged
@@ -61,11 +62,12 @@ def runs_of(source: str, sizes: Sequence[str], D: Sequence[float], T: int, world
 def study(dial: float = 1.0, tiny: bool = False) -> Study:
     facts, signs, thinkers = ("S1", "S3", "S5"), ("S1", "S3", "S4"), ("S1", "S3")
     D_facts, D_plain, D_signs, D_short = (0.6, 1.2, 2.4), (1.2,), (0.4, 0.8, 1.6, 3.2), (0.5, 1, 2)
-    n, problems, count = 170, 256, 2
+    n, problems, count, T_short = 170, 256, 2, 13
     if tiny:
         facts, signs, thinkers = ("S1",), ("S1",), ("S1",)
         D_facts, D_plain, D_signs, D_short = (1, 2), (1,), (1, 2), (2,)
         n, problems, count, dial = 8, 24, 1, 0.01
+        T_short = 19  # the program of the thinking runs
     few = facts[:2]
     largest = model(signs[-1], 1, dial).d_model
     traced = runs_of(TRACE, facts, [d * M for d in D_facts], 36, "facts", dial)
@@ -73,7 +75,7 @@ def study(dial: float = 1.0, tiny: bool = False) -> Study:
     plain = runs_of(PLAIN, few, [d * M for d in D_plain], 36, "facts", dial)
     direct = runs_of(DIRECT, signs, [d * M for d in D_signs], 17, "signs", dial)
     thinking = runs_of(THINKING, thinkers, [d * M for d in D_short], 19, "signs", dial)
-    short = runs_of(SHORT, thinkers[-1:], [d * M for d in D_short], 13, "signs", dial)
+    short = runs_of(SHORT, thinkers[-1:], [d * M for d in D_short], T_short, "signs", dial)
     ends = {tokens(d * M, dial) for d in (D_signs[-1], D_short[-1])}
 
     def is_curve(config: RunConfig) -> bool:
@@ -100,6 +102,7 @@ def study(dial: float = 1.0, tiny: bool = False) -> Study:
         EvaluationSpec("search", search, lambda c: of(DIRECT, THINKING, SHORT)(c) and not is_curve(c)),
         EvaluationSpec("search", curve, is_curve, "curve"),
         EvaluationSpec("search", search | {"calculator": True}, of(THINKING), "calculator"),
+        EvaluationSpec("samples", {"n": problems, "samples": 16, "k": (1, 4, 16)}, of(THINKING), "sampled"),
         EvaluationSpec("search", curve | {"proposer": "random"}, of_largest, "random"),
         EvaluationSpec("search", search | {"proposer": "untrained"}, of_largest, "untrained"),
     )
@@ -444,7 +447,7 @@ def monotone(frame: pd.DataFrame, arms: Sequence[str]) -> Verdict:
     """Over all runs that were asked for their curves: the least P(monotone), and where a curve falls beyond doubt."""
     rows = rows_of(frame, "curve", metric="block_accuracy")
     rows = rows[rows["arm"].isin(arms)]
-    least, falls, doubtful = 1.0, [], 0
+    least, falls, lower, doubtful = 1.0, [], [], 0
     for (_, arm), cell in rows.groupby(["run", "arm"]):
         values = cell.pivot_table(index="block", columns="budget", values="value")
         if arm == "majority":
@@ -454,6 +457,11 @@ def monotone(frame: pd.DataFrame, arms: Sequence[str]) -> Verdict:
         if found.where_it_fails:
             where = f"{arm} of {named(cell.iloc[0])}: {found.where_it_fails}"
             falls.append((found.steps["high"][found.steps["fails"]].min(), arm, where))
+        from_to = values[[b for b in ENDS if b in values]]
+        change = isotonic(from_to.columns, from_to.to_numpy()).steps.iloc[0]
+        if change["high"] < 0:
+            text = f"{change['change']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+            lower.append((change["high"], f"{arm} of {named(cell.iloc[0])} {text}"))
     curves = rows.groupby(["run", "arm"]).ngroups
     verdict = "refuted" if falls else "undecided" if doubtful else "upheld"
     note = f"{curves} curves, {doubtful} with P(monotone) below 0.95, {len(falls)} with a fall beyond doubt"
@@ -461,11 +469,14 @@ def monotone(frame: pd.DataFrame, arms: Sequence[str]) -> Verdict:
         count = pd.Series([arm for _, arm, _ in falls]).value_counts()
         note += f" ({', '.join(f'{arm} {n}' for arm, n in count.items())})"
     note += "".join(f"; {text}" for *_, text in sorted(falls)[:3])
+    if lower:
+        note += f"; lower at {ENDS[1]} than at {ENDS[0]}: {'; '.join(text for _, text in sorted(lower)[:4])}"
     return Verdict("", verdict, 1.0, 0.95, 1.0, least, note)
 
 
 def thinking_pays(frame: pd.DataFrame) -> Verdict:
-    thinking, direct = successes(frame, THINKING), successes(frame, SHORT)
+    """By samples and the verifier, which sees signs alone: `success` of a tree lets no miscalculated thought pass."""
+    thinking, direct = rows_of(frame, "sampled", metric="pass@k", k=1), successes(frame, SHORT)
     # N differs by the tokens of the vocabulary alone, of which both have the same: the size that both have.
     thinking = thinking[thinking["n_compute"].isin(direct["n_compute"])]
     shortest, longest = (
@@ -473,11 +484,14 @@ def thinking_pays(frame: pd.DataFrame) -> Verdict:
     )
     if shortest[1]["tokens"].max() == longest[1]["tokens"].max():
         raise InputError("signs: one D alone; two are needed")
-    parts = (
-        difference(*shortest[::-1], 0.0, "in the shortest runs, direct and thinking"),
+    exact = successes(frame, THINKING)
+    strict = exact[exact["run"].isin(shortest[0]["run"])]["value"].mean()
+    return all_of(
+        difference(
+            *shortest[::-1], 0.0, f"in the shortest runs (thoughts right too: {strict:.3f}), direct and thinking"
+        ),
         difference(*longest, 0.0, "in the longest runs, thinking and direct"),
     )
-    return all_of(*parts)
 
 
 def controls(frame: pd.DataFrame) -> Verdict:
@@ -511,7 +525,7 @@ def controls(frame: pd.DataFrame) -> Verdict:
 
 
 SHOWN = (1, 4, 16, 64, 256, 16384)
-ARMS = ("greedy", "verifier", "majority", "likeliest", "beam", "best-first", "depth-first", "coin")
+ARMS = ("greedy", "majority", "likeliest", "beam", "best-first", "depth-first")  # verifier is pass@k
 
 
 def table_rows(frame: pd.DataFrame) -> list[tuple[str, ...]]:
@@ -528,6 +542,7 @@ def table_rows(frame: pd.DataFrame) -> list[tuple[str, ...]]:
     for source in (DIRECT, SHORT, THINKING):
         add(f"{source}: pass@k", rows_of(signs_of(frame, source), metric="pass@k"), "k")
     add(f"{THINKING}, calculator: pass@k", rows_of(frame, "calculator", metric="pass@k"), "k")
+    add(f"{THINKING}, sampled: pass@k", rows_of(frame, "sampled", metric="pass@k"), "k")
     for source in (DIRECT, SHORT, THINKING):
         table = rows_of(frame, "curve", metric="accuracy", source=source)
         for arm in ARMS:

@@ -271,6 +271,14 @@ def test_answers_of_a_task_are_asked(facts_run):
     assert 0 <= rows["calibration_error", None]["value"] < 0.5
 
 
+def test_p_of_each_answer_is_what_pass_at_k_is_of(facts_run):
+    rows = evaluate(facts_run, EvaluationConfig("answers", '{"n": 32, "k": [7], "each": true}')).rows
+    p = np.array([r["value"] for r in rows if r["metric"] == "p"])
+    (passed,) = (r["value"] for r in rows if r["metric"] == "pass@k")
+    assert [r["problem"] for r in rows if r["metric"] == "p"] == list(range(32 * 8))
+    assert passed == pytest.approx(np.mean(1 - (1 - p) ** 7))
+
+
 def test_sampled_pass_at_k_agrees_with_the_exact_one(facts_run):
     """Of a model that has learned little, answers are found by luck: how often is known from their probabilities.
 

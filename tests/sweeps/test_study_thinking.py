@@ -72,8 +72,9 @@ def test_the_exchange_rate_is_that_of_samples_needed(frame):
 
 
 def test_a_curve_that_falls_is_found_and_named(frame):
-    assert study.monotone(frame, ["verifier", "majority"]).verdict == "upheld"
-    verdict = study.monotone(frame_of(fall=0.05), ["majority"])
+    assert study.monotone(frame[frame["tokens"] == D[0]], ["verifier", "majority"]).verdict == "upheld"
+    falling = frame_of(fall=0.05)
+    verdict = study.monotone(falling[falling["tokens"] == D[0]], ["majority"])
     assert verdict.verdict == "refuted"
     assert "majority of signs:k=8,largest=9 N " in verdict.note
     assert "64 to 128" in verdict.note
