@@ -108,3 +108,13 @@ def test_a_run_that_is_not_finished_is_not_asked(trained_run, tmp_path, capsys):
 def sweep_of(folder):
     (folder / "sweep" / "runs").mkdir(parents=True)
     return folder / "sweep"
+
+
+def test_a_question_is_put_in_the_template_of_the_runs_source(trained_run, capsys, monkeypatch):
+    """A run on text has none: the question is the prompt."""
+    monkeypatch.setattr("scaling.chat.talk.template_of", lambda model: "Q: {prompt}\nA: ")
+    assert main(["sample", str(trained_run), "--ask", "who", "--max-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("Q: who\nA: ")
+    monkeypatch.undo()
+    assert main(["sample", str(trained_run), "--ask", "who", "--max-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("who")

@@ -22,6 +22,13 @@ def cmd_sample(argv: list[str]) -> int:
         metavar="TEXT",
         help="what is continued; several are continued side by side (default: the beginning of a document)",
     )
+    parser.add_argument(
+        "--ask",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a question, which is put as the run was trained on questions: in the template of its source",
+    )
     parser.add_argument("--n", type=whole, default=1, help="continuations of each prompt (default: 1)")
     parser.add_argument(
         "--beam", type=whole, default=0, metavar="K", help="the best --n that a beam of this width finds"
@@ -39,7 +46,8 @@ def cmd_sample(argv: list[str]) -> int:
     set_up_jax()
     from scaling.load import load
 
-    model, prompts = load(args.run), args.prompt or [""]
+    model = load(args.run)
+    prompts = [*(args.prompt or []), *(in_template(model, question) for question in args.ask)] or [""]
     how = {
         name: getattr(args, name) for name in ("max_tokens", "seed", "temperature", "top_k", "top_p", "greedy", "stop")
     }
@@ -53,6 +61,12 @@ def cmd_sample(argv: list[str]) -> int:
                 print(f"--- {heading(samples, i, j, len(prompts))}")
             print(shown(model.joined(prompt, samples.texts[i][j])))
     return 0
+
+
+def in_template(model, question: str) -> str:
+    from scaling.chat.talk import Question, template_of
+
+    return Question(question, template_of(model)).text
 
 
 def add_sampling(parser: Parser, seed: int | None = 0) -> None:

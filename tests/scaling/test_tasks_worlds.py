@@ -116,7 +116,7 @@ def test_an_example_is_verified(spec):
 
 
 def test_the_entropies_of_facts_are_those_of_the_studies():
-    """Closed form of a noisy symbol, and the sum over ranks, as ../shared/studies.md has them; then by enumeration."""
+    """Closed form of a noisy symbol, and the sum over ranks, as calculated beforehand; then by enumeration."""
     for eps, expected in {0.05: 0.3602, 0.1: 0.6508, 0.2: 1.1570}.items():
         assert task_of(f"facts:eps={eps}").exact()["value_token"] == pytest.approx(expected, abs=5e-5)
         p = np.array([1 - eps + eps / 32] + [eps / 32] * 31)

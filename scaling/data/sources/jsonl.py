@@ -55,7 +55,7 @@ class Lines(Task):
     def prepared(self, spec: str, tokenizer: str, valid_fraction: float, cache: Path) -> "Questions":
         if tokenizer == "symbols":
             raise InputError(f"data.tokenizer = 'symbols': {spec!r} is text; take bytes or bpe:VOCAB")
-        version = json.dumps([self.version, tokenizer, float(valid_fraction), self.corpus])
+        parts = [self.version, tokenizer, float(valid_fraction)]
         train, valid = self.split(valid_fraction)
         if tokenizer == "bytes":
             coder: Tokenizer = Bytes()
@@ -63,8 +63,10 @@ class Lines(Task):
             from scaling.data.store import open_store
 
             coder = open_store(self.corpus, tokenizer, cache, valid_fraction).tokenizer
+            parts.append(coder.identity)  # its text may change, or lie elsewhere
         else:
-            coder = self.byte_pairs(tokenizer, train, cache, version)
+            coder = self.byte_pairs(tokenizer, train, cache, json.dumps(parts))
+        version = json.dumps(parts)
         encode = functools.partial(encoded, coder, self.template)
         return Questions(spec, self.name, version, coder, self.template, encode(train), encode(valid))
 
