@@ -20,7 +20,7 @@ from models.errors import InputError
 from scaling.execution import Execution
 from scaling.folder import read_json, write_atomically
 from scaling.provenance import digest
-from scaling.trust import hooks
+from scaling.trust import check_links, hooks
 from sweeps.asking import Asked, ask
 from sweeps.cost import duration
 from sweeps.define import Sweep
@@ -159,8 +159,13 @@ def judged(claim: Claim, study: Study, measured: Measured) -> Verdict:
 
 
 def keep(outcome: Outcome, study: Study, measured: Measured, folder: Path, figures: Mapping[str, Any]) -> None:
-    """Writes measurements.csv, verdicts.json and study.html."""
+    """Writes measurements.csv, verdicts.json, study.html, and its figures as files too: figures/1.png, 2.png, ..."""
     from analysis.report.study import write_study
+
+    (folder / "figures").mkdir(exist_ok=True)
+    check_links(folder / "figures")
+    for i, figure in enumerate(figures.values(), start=1):
+        figure.savefig(inside(folder / "figures", f"{i}.png"), dpi=110)
 
     write_text(inside(folder, "measurements.csv"), telling(measured.table).to_csv(index=False))
     content = outcome.to_dict() | {"notes": list(outcome.notes), "whole": outcome.whole}

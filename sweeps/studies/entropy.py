@@ -1,10 +1,13 @@
 """Does a sweep over N and D recover the true entropy of its source, inside its interval?
 
-scaling study entropy            (about 2.4e13 FLOPs; --dial tiny for a form of seconds)
+scaling study entropy            (about 3.0e13 FLOPs; --dial tiny for a form of seconds)
 
 World F (`facts`) has a known entropy of each value token, 0.6508 nats at eps = 0.1, and a random walk on a graph a
 known entropy of each node. Loss is measured on value tokens, as entropy + excess: the excess over who knows the world,
 on the same tokens, so that the luck of the test sample drops out of it. No fit is told the entropy.
+
+Result: the graph's entropy is found (0.958 [0.917, 0.984] for 0.936); the floor fitted to facts lies 13 % above theirs
+(docs/studies.md).
 """
 
 import numpy as np
@@ -23,7 +26,7 @@ from sweeps.studies._sizes import WIDTHS, rated, tokens, width
 from sweeps.studies._study import Claim, EvaluationSpec, Study, Verdict
 
 QUESTION = "Does a sweep over N and D recover the true entropy of its source, inside its interval?"
-COST = "2.4e13 FLOPs"
+COST = "3.0e13 FLOPs"
 
 SIZES = ("S1", "S2", "S3", "S4", "S5")
 MAIN, NOISY, STEEP, REDRAWN = "facts", "facts:eps=0.2", "facts:a=1", "facts:redraw=1"
@@ -261,8 +264,8 @@ def steeper(frame: pd.DataFrame) -> Verdict:
     """Least squares of log excess with exponents and a constant of each world; the change of each exponent."""
     plain, steep = same_cells(frame, MAIN, STEEP)
     both = pd.concat([plain, steep], ignore_index=True)
-    is_steep = np.arange(len(both)) >= len(plain)
-    excess = both["loss"] - np.where(is_steep, entropy_of(STEEP), entropy_of(MAIN))
+    is_steep = (np.arange(len(both)) >= len(plain)).astype(float)
+    excess = both["loss"] - np.where(is_steep > 0, entropy_of(STEEP), entropy_of(MAIN))
     logs = {name: np.log(both[column] / both[column].median()) for name, column in AXES.items()}
     verdicts = []
     for name in AXES:
@@ -278,8 +281,10 @@ def exponents(frame: pd.DataFrame) -> Verdict:
     fitted = findings(frame, MAIN, "chinchilla", largest(frame, MAIN)).fit
     verdicts = []
     for name, theory in THEORY.items():
-        found = Prediction(fitted.params[name], *fitted.intervals[name])
-        verdicts.append(rules.contains(found, theory(0.5), widest=theory(0.5), note=name))
+        low, high = fitted.intervals[name]
+        note = f"{name} {fitted.params[name]:.3f} [{low:.3f}, {high:.3f}], in theory {theory(0.5):.3f}"
+        found = Prediction(fitted.params[name], low, high)
+        verdicts.append(rules.contains(found, theory(0.5), widest=theory(0.5), note=note))
     return rules.all_of(*verdicts)
 
 

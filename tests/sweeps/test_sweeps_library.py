@@ -17,7 +17,7 @@ from sweeps.launch.prepare import check_sweep
 from sweeps.library import _family, critical_batch
 from sweeps.plan import ledger, plan
 
-DIALLED = [name for name in names_in("sweeps.library") if not name.startswith("quickstart")]
+DIALLED = [name for name in names_in("sweeps.library") if not name.startswith(("quickstart", "assistant"))]
 
 
 def flops(sweep: Sweep) -> float:
