@@ -2,6 +2,7 @@
 written, and what the model thought might come next. Each question stands alone: a window holds few words.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,8 +36,8 @@ class Question:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if PLAIN not in self.template:
-            raise InputError(f"template = {self.template[:40]!r}: expected text with {PLAIN} in it")
+        if self.template.count(PLAIN) != 1:
+            raise InputError(f"template = {self.template[:40]!r}: expected text with {PLAIN} in it once")
         check_counts(max_tokens=self.max_tokens)
         check_seed(self.seed)
         _ = self.sampling
@@ -66,7 +67,11 @@ class End(NamedTuple):
 
 def template_of(model: Trained) -> str:
     """What the model was trained to continue: the template of its questions up to the answer, or plain text."""
-    source, tokenizer = model.config.data.source, model.config.data.tokenizer
+    return template_of_source(model.config.data.source, model.config.data.tokenizer)
+
+
+@functools.lru_cache(maxsize=64)  # its file may be long, and is asked for with each question
+def template_of_source(source: str, tokenizer: str) -> str:
     if not is_task(source) or tokenizer == "symbols":
         return PLAIN
     try:
