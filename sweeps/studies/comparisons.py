@@ -1,6 +1,6 @@
 """How far can a policy be pushed against a learned reward before the true reward falls?
 
-scaling study comparisons        (about 6e12 FLOPs; --dial tiny for a form of seconds)
+scaling study comparisons        (about 6.4e12 FLOPs; --dial tiny for a form of seconds)
 
 A policy writes strings of a Markov source; a judge of known taste compares pairs of them; reward models learn from the
 pairs. The true reward g = z - b z^2 turns at z = 1 / (2 b), which hardly a pair shows. Arms, each scored by the true
@@ -26,10 +26,11 @@ from sweeps.studies._sizes import WIDTHS, of_width, tokens, width
 from sweeps.studies._study import Claim, EvaluationSpec, Study, Verdict
 
 QUESTION = "How far can a policy be pushed against a learned reward before the true reward falls?"
-COST = "6e12 FLOPs"
+COST = "6.4e12 FLOPs"
 
 T = 24  # of a string
 NOISY = "comparisons:taste=symbols"
+B = 0.2  # of its true reward z - b z^2
 STRAIGHT, COIN = f"{NOISY},b=0", f"{NOISY},labels=random"
 SIZES = {"d8": 8} | {size: WIDTHS[size] for size in ("S1", "S3", "S5")}
 #: Pairs that a proxy learns from, and the epochs of its horizons, of which the better one is taken.
@@ -448,24 +449,32 @@ def decide_dpo(cells: dict[str, Cell], frame: pd.DataFrame) -> Verdict:
 
 
 def table(cells: dict[str, Cell], frame: pd.DataFrame) -> list[tuple[str, ...]]:
-    """Of each proxy its loss, correlation with the true reward, coefficients and tops; then the policies."""
-    curve = gao.curves(frame, cells, "pool-proxy")
+    """Of each proxy its loss, correlation with the true reward, coefficients and tops of best of n, and coefficients of
+    the optimum, where theory has beta = b alpha^2; then the policies.
+    """
+    curve, optima = (gao.curves(frame, cells, "pool-proxy", arm) for arm in ("best_of_n", "optimum"))
     correlation = rules.rows_of(frame, "pool-proxy", metric="correlation").set_index("run")["value"]
     loss = frame[frame["evaluation"] == "result"].set_index("run")["value"]
-    rows = [("proxy", "N", "pairs", "seed", "loss", "r", "alpha", "beta", "top d: fit", "measured", "n = 512", "4096")]
+    falls = gao.fall_of(curve).set_index("run")["fall"]
+    heads = ("loss", "r", "alpha", "beta", "top d: fit", "measured", "fall", "optimum: alpha", "beta", "b alpha^2")
+    rows = [("proxy", "N", "pairs", "seed", *heads)]
     for _, row in gao.by_run(curve).sort_values(["n_compute", "pairs", "seed"]).iterrows():
-        part = curve[curve["run"] == row["run"]].sort_values("k")
+        run = row["run"]
         top = row["alpha"] / (2 * row["beta"]) if row["beta"] > 0 else np.inf
-        numbers = (loss[row["run"]], correlation[row["run"]], row["alpha"], row["beta"], top, gao.top_of(part))
-        ends = [float(part[part["k"] <= k]["gain"].iloc[-1]) for k in (gao.FITTED, part["k"].max())]
+        alpha, beta = gao.coefficients(optima[optima["run"] == run])
+        numbers = (loss[run], correlation[run], row["alpha"], row["beta"], top, gao.top_of(curve[curve["run"] == run]))
         names = (row["size"], f"{row['n_compute']:,}", f"{row['pairs']:,}", str(row["seed"]))
-        rows.append((*names, *(f"{x:.3f}" for x in (*numbers, *ends))))
-    blank = ("",) * 4
-    rows.append(("DPO", "beta", "pairs", "seed", "KL", "gold", "optimum there", "", *blank))
+        rows.append((*names, *map(shown, (*numbers, falls[run], alpha, beta, B * alpha**2))))
+    blank = ("",) * (len(heads) - 3)
+    rows.append(("DPO", "beta", "pairs", "seed", "KL", "gold", "optimum", *blank))
     for _, row in pushed(cells, frame).sort_values(["pairs", "beta", "seed"]).iterrows():
         names = (row["size"], f"{row['beta']:g}", f"{row['pairs']:,}", str(row["seed"]))
-        rows.append((*names, f"{row['kl']:.3f}", f"{row['gain']:+.3f}", f"{row['optimum']:+.3f}", "", *blank))
+        rows.append((*names, *map(shown, (row["kl"], row["gain"], row["optimum"])), *blank))
     return rows
+
+
+def shown(x: float) -> str:
+    return f"{x:.3f}" if np.isfinite(x) else "-"
 
 
 def figures(cells: dict[str, Cell], frame: pd.DataFrame) -> dict:
