@@ -188,11 +188,13 @@ def coefficient(design: np.ndarray, y: Sequence[float], cluster: Sequence | None
     return Interval(estimate, estimate - half, estimate + half, clusters, np.empty(0))
 
 
-def chosen(errors: Mapping[str, float], expected: str, factor: float = 1.0) -> Verdict:
-    """Upheld where the held-out error of the law `expected` is the least, and others' are at least `factor` times it.
+def chosen(errors: Mapping[str, float], expected: str, factor: float = 1.25) -> Verdict:
+    """Upheld where every rival's held-out error is more than `factor` times that of the law `expected`.
 
     Refuted where another's is less than its by that factor; between, the laws cannot be told apart: undecided.
     """
+    if not factor > 1:
+        raise InputError(f"chosen: factor = {factor:g}: expected above 1, as nearly equal errors decide nothing")
     if expected not in errors or len(errors) < 2:
         raise InputError(f"chosen: law {expected!r} and a rival are needed (there are {', '.join(errors)})")
     rival = min((law for law in errors if law != expected), key=errors.__getitem__)
@@ -201,6 +203,8 @@ def chosen(errors: Mapping[str, float], expected: str, factor: float = 1.0) -> V
     note = "held-out error " + ", ".join(
         f"{law} {error:.3g}" for law, error in sorted(errors.items(), key=lambda e: e[1])
     )
+    if verdict == "undecided":
+        note = joined(note, f"less than a factor of {factor:g} apart")
     return Verdict("", verdict, other, None, None, own, note)
 
 

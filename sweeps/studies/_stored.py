@@ -20,7 +20,7 @@ from models.config import LoraConfig
 from models.errors import InputError
 from scaling.config import DataConfig, ObjectiveConfig, OptimConfig, RunConfig, ScheduleConfig
 from sweeps.define import Runs, children
-from sweeps.studies._rules import all_of, controlled, fitted, null, rows_of, sign, within
+from sweeps.studies._rules import QUANTILE, all_of, controlled, fitted, null, rows_of, sign, within
 from sweeps.studies._study import Verdict
 
 BASE = "facts"
@@ -150,16 +150,20 @@ def capacity(frame: pd.DataFrame, cells: Cells) -> Verdict:
     rows = adapters(frame, cells)
     most = rows["M"].max()
     found, _ = fitted(rows, "capacity", {"F": "F", "P": "n_trained"}, "bits", holdout=f"M >= {most}", cluster="seed")
-    held = rows[rows["M"] == most].groupby("rank")[["F", "n_trained", "bits"]].mean()
+    of_most = rows[rows["M"] == most].groupby("rank")
+    held = of_most[["F", "n_trained", "bits"]].mean()
     predicted = found.predict(F=held["F"].to_numpy(), P=held["n_trained"].to_numpy())
-    verdict = within(predicted, held["bits"].to_numpy(), WITHIN)
+    stderr = of_most["bits"].agg(noise)
+    verdict = within(predicted, held["bits"].to_numpy(), WITHIN, stderr.to_numpy())
+    known = ", ".join(f"{half:.0%}" for half in QUANTILE * stderr / held["bits"].abs())
     c, s = found.params["c"], found.params["s"]
     (low_c, high_c), (low_s, high_s) = found.intervals["c"], found.intervals["s"]
     seen = rows[rows["M"] < most]
     error = np.log(found.predict(F=seen["F"].to_numpy(), P=seen["n_trained"].to_numpy()) / seen["bits"].to_numpy())
     note = (
         f"c {c:.3f} [{low_c:.3f}, {high_c:.3f}] bits a parameter, s {s:.2f} [{low_s:.2f}, {high_s:.2f}], "
-        f"rms of log B within {np.sqrt(np.mean(error**2)):.3f}; M {most}, ranks {', '.join(map(str, held.index))}: "
+        f"rms of log B within {np.sqrt(np.mean(error**2)):.3f}; M {most}, ranks {', '.join(map(str, held.index))}, "
+        f"known between seeds to {known}: "
     )
     return controlled(dataclasses.replace(verdict, note=note + verdict.note), redrawn=nothing(frame, cells))
 
@@ -228,6 +232,14 @@ def mean_interval(values: Any) -> tuple[float, float, float]:
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
+def noise(values: Any) -> float:
+    """Standard error of a mean over seeds whose normal 90 % interval is Student's t between them; inf for one seed."""
+    if len(values) < 2:
+        return math.inf
+    _, low, high = mean_interval(values)
+    return (high - low) / 2 / QUANTILE
+
+
 def nothing(frame: pd.DataFrame, cells: Cells) -> Verdict:
     """Values drawn anew at every occurrence store no bits."""
     rows = arm(frame, cells, "redrawn")
@@ -279,13 +291,14 @@ def one_percent(frame: pd.DataFrame, cells: Cells, middle: int) -> Verdict:
 def replay(frame: pd.DataFrame, cells: Cells, middle: int) -> Verdict:
     """The law of the rise against the share p of replay, fitted without the largest share, forecasts it."""
     rows = risen(frame, cells, middle)
-    mean = rows.groupby("share")["rise"].mean()
+    by_share = rows.groupby("share")["rise"]
+    mean = by_share.mean()
     seen, most = mean.iloc[:-1], mean.index[-1]
     if len(seen) < 4 or not (mean > 0).all():
         raise InputError("replay: expected four shares with a loss that rises, and one to forecast")
     log_F, log_B, alpha = replay_law(seen.index.to_numpy(), seen.to_numpy())
     predicted = float(np.exp(log_F - alpha * np.log1p(np.exp(log_B) * most)))
-    verdict = within([predicted], [mean.iloc[-1]], RISE)
+    verdict = within([predicted], [mean.iloc[-1]], RISE, [by_share.agg(noise).iloc[-1]])
     note = f"F {np.exp(log_F):.2f} nats, B {np.exp(log_B):.0f}, alpha {alpha:.2f}"
     return dataclasses.replace(verdict, note=f"{note}; at {most:.0%}: {verdict.note}")
 

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from analysis.fitting.censored import CensoredFit
 from analysis.forecast.transfer import Scratch, data_transferred, fit_transfer, scratch
+from analysis.metric import LEVEL
 from analysis.uncertainty.clustered import Interval, clustered
 from analysis.uncertainty.equivalence import mean_equivalence
 from models.errors import InputError
 from scaling.config import DataConfig, ObjectiveConfig, RunConfig, ScheduleConfig
 from sweeps.define import Runs, children, grid, seeds, union
 from sweeps.studies._measure import RESULT
-from sweeps.studies._rules import chosen, fitted, null, rows_of, sign
+from sweeps.studies._rules import all_of, chosen, fitted, joined, null, rows_of, sign
 from sweeps.studies._sizes import model, rated, tokens
 from sweeps.studies._study import Verdict
 
@@ -131,7 +133,9 @@ def main_arm(frame: pd.DataFrame, cells: Cells, arm: str) -> pd.DataFrame:
 
 
 def paired(frame: pd.DataFrame, cells: Cells, more: str, less: str) -> pd.DataFrame:
-    """`gap`: log D_T of one arm over another's, of each (parent, D_F); without pairs that are both unknown."""
+    """`gap`: log D_T of one arm over another's, of each (parent, D_F), and its `side`: 1 where it is at least that, as
+    one of the two is a bound, -1 where at most. Without pairs that are both unknown in the same way.
+    """
     keys = ["parent", "n_compute", "seed", "tokens"]
     a, b = (main_arm(frame, cells, arm)[[*keys, "D_T", "side"]] for arm in (more, less))
     both = a.merge(b, on=keys, suffixes=("", "_less"))
@@ -139,7 +143,24 @@ def paired(frame: pd.DataFrame, cells: Cells, more: str, less: str) -> pd.DataFr
     kept = both[~unknown].reset_index(drop=True)
     if not len(kept):
         raise InputError(f"no pair of {more} and {less} of which both are measured")
-    return kept.assign(gap=np.log(kept["D_T"] / kept["D_T_less"]))
+    bounds = np.sign(kept["side"] - kept["side_less"])
+    return kept.assign(gap=np.log(kept["D_T"] / kept["D_T_less"]), side=bounds).drop(columns="side_less")
+
+
+def without_bounds(gaps: pd.DataFrame, *sides: int) -> tuple[pd.DataFrame, str]:
+    """(pairs without those whose gap is a bound on these sides, what was left out in words, "" where nothing)."""
+    bounds = gaps["side"].isin(sides)
+    if bounds.all():
+        raise InputError("every ratio of D_T that there is, is only a bound")
+    words = f"{bounds.sum()} of {len(gaps)} pairs left out, whose ratio is only a bound" if bounds.any() else ""
+    return gaps[~bounds].reset_index(drop=True), words
+
+
+def open_where(left_out: str, verdict: Verdict) -> Verdict:
+    """Undecided where pairs were left out that may speak against the claim."""
+    if not left_out:
+        return verdict
+    return dataclasses.replace(verdict, verdict="undecided", note=joined(left_out, verdict.note))
 
 
 def by_tokens(gaps: pd.DataFrame) -> str:
@@ -151,30 +172,37 @@ def geometric(gaps: pd.DataFrame) -> Interval:
 
 
 def sharing_pays(frame: pd.DataFrame, cells: Cells) -> Verdict:
-    """D_T rises from no shared facts to half of them, and from half to all."""
-    from sweeps.studies._rules import all_of
-
+    """D_T rises from no shared facts to half of them, and from half to all. Ratios that are only at most so much would
+    lean to that, and are left out, which leaves it undecided.
+    """
     parts = []
     for more, less in ((HALF, NONE), (ALL, HALF)):
-        gaps = paired(frame, cells, more, less)
-        parts.append(sign(geometric(gaps), +1, note=f"ratio of {more} to {less} {by_tokens(gaps)}"))
+        gaps, left_out = without_bounds(paired(frame, cells, more, less), -1)
+        part = sign(geometric(gaps), +1, note=f"ratio of {more} to {less} {by_tokens(gaps)}")
+        if part.verdict == "refuted" and (gaps["side"] > 0).any():
+            left_out = joined(left_out, "some ratios are only at least so much")
+        parts.append(open_where(left_out, part))
     return all_of(*parts)
 
 
 def symbols_do_not_matter(frame: pd.DataFrame, cells: Cells) -> Verdict:
     """Without shared facts D_T is the same whether the parent saw these symbols in these places or others."""
-    gaps = paired(frame, cells, NONE, PERMUTED)
+    gaps, left_out = without_bounds(paired(frame, cells, NONE, PERMUTED), -1, 1)
     verdict = null(mean_equivalence(gaps["gap"], np.log(ALIKE), gaps["parent"]), "log ratio")
-    return dataclasses.replace(verdict, note=f"ratio {by_tokens(gaps)}; {verdict.note}")
+    return open_where(left_out, dataclasses.replace(verdict, note=f"ratio {by_tokens(gaps)}; {verdict.note}"))
 
 
 def nothing_from_another_world(frame: pd.DataFrame, cells: Cells) -> Verdict:
     """D_T of a world without these facts and symbols is next to nothing, beside that of all facts."""
-    gaps = paired(frame, cells, PERMUTED, ALL)
+    gaps, left_out = without_bounds(paired(frame, cells, PERMUTED, ALL), 1)
     found = geometric(gaps)
     low, high, share = np.exp([found.low, found.high, found.value])
     verdict = "upheld" if high < NEAR_ZERO else "refuted" if low > NEAR_ZERO else "undecided"
-    return Verdict("", verdict, 0.0, low, high, share, f"share {by_tokens(gaps)}")
+    note = f"share {by_tokens(gaps)}"
+    if verdict == "refuted":
+        # Pairs left out have a larger share, those that are kept and only bounds may have a smaller one.
+        left_out = "some shares are only at most so much" * bool((gaps["side"] < 0).any())
+    return open_where(left_out, Verdict("", verdict, 0.0, low, high, share, note))
 
 
 def law(rows: pd.DataFrame) -> CensoredFit:
@@ -186,9 +214,20 @@ def forecast(found: CensoredFit, rows: pd.DataFrame) -> np.ndarray:
     return found.predict(alpha=np.log(rows["tokens"].to_numpy(float)), beta=np.log(rows["n_compute"].to_numpy(float)))
 
 
+def between_seeds(rows: pd.DataFrame) -> float:
+    """Half the 90 % interval of one log D_T, from the spread of seeds at each (N, D_F), pooled; inf for one seed."""
+    logs = np.log(rows.loc[rows["side"] == 0, "D_T"])
+    cells = logs.groupby([rows["n_compute"], rows["tokens"]])
+    dof = int((cells.size() - 1).sum())
+    if not dof:
+        return np.inf
+    return float(stats.t.ppf((1 + LEVEL) / 2, dof) * np.sqrt(np.sum((logs - cells.transform("mean")) ** 2) / dof))
+
+
 def held_out(frame: pd.DataFrame, cells: Cells) -> Verdict:
     """The law of D_T, fitted without the largest cells, forecasts these. Of one beyond the horizon from scratch only a
-    forecast that falls short counts.
+    forecast that falls short counts, of one too little to be told only one that is too large. Undecided unless at least
+    half are measured, and where the noise between seeds leaves it open.
     """
     rows = main_arm(frame, cells, ALL)
     found = law(rows)
@@ -196,12 +235,21 @@ def held_out(frame: pd.DataFrame, cells: Cells) -> Verdict:
     if not len(held):
         raise InputError("no cell is held out")
     error = np.log(forecast(found, held) / held["D_T"].to_numpy())
-    error = np.where(held["side"] > 0, np.minimum(error, 0.0), error)
+    side = held["side"].to_numpy()
+    error = np.where(side > 0, np.minimum(error, 0.0), np.where(side < 0, np.maximum(error, 0.0), error))
+    half, few = between_seeds(rows), 2 * np.sum(side == 0) < len(held)
+    if few:
+        verdict = "undecided"
+    elif (np.abs(error) - half > np.log(FACTOR)).any():
+        verdict = "refuted"
+    else:
+        verdict = "undecided" if (np.abs(error) + half > np.log(FACTOR)).any() else "upheld"
     worst = int(np.argmax(np.abs(error)))
-    verdict = "upheld" if np.abs(error).max() <= np.log(FACTOR) else "refuted"
     measured = float(held["D_T"].iloc[worst])
     errors = ", ".join(f"{np.expm1(e):+.0%}" for e in error)
-    note = f"{described(found)}; held out {errors}, {int((held['side'] > 0).sum())} of them beyond the horizon"
+    note = f"{described(found)}; held out {errors}, {int((side > 0).sum())} of them beyond the horizon and "
+    note += f"{int((side < 0).sum())} below what can be told; a factor of {np.exp(half):.2f} between seeds"
+    note += "; too few are measured" * bool(few)
     predicted = float(forecast(found, held)[worst])
     return Verdict("", verdict, predicted, measured / FACTOR, measured * FACTOR, measured, note)
 

@@ -2,10 +2,11 @@
 
 scaling study thinking            (about 1.1e13 FLOPs; --dial tiny for a form of seconds)
 
-4a: chains of facts (`relations`), whose trace is unique, so that the chance p of each problem, and pass@k for any k, is
-exact. The chains asked for are not those trained on, so that two hops must be put together of facts; their first facts
-have ranks even in the logarithm. 4b: signs, whose 256 strings are all scored, so that what each way of thinking longer
-would do is exact as well. Only "sampled" is generated: thoughts that miscalculate, and yet lead to right signs.
+4a (`_coverage.py`): chains of facts (`relations`), whose trace is unique, so that the chance p of each problem, and
+pass@k for any k, is exact. The chains asked for are not those trained on, so that two hops must be put together of
+facts; their first facts have ranks even in the logarithm. 4b (`_search.py`): signs, whose 256 strings are all scored,
+so that what each way of thinking longer would do is exact as well. Only "sampled" is generated: thoughts that
+miscalculate, and yet lead to right signs.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,35 +14,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.errors import InputError as AnalysisInputError
-from analysis.forecast.passes import LAWS_OF_K, PassFit, fit_passes
-from analysis.uncertainty.equivalence import slope_equivalence
-from analysis.uncertainty.isotonic import isotonic
-from models.errors import InputError
 from scaling.config import DataConfig, ObjectiveConfig, RunConfig, ScheduleConfig
 from scaling.data.store import open_store
 from sweeps.define import Runs, grid, seeds, union
-from sweeps.studies._rules import QUANTILE, all_of, chosen, fitted, null, rows_of, slope, within
+from sweeps.studies import _coverage as coverage
+from sweeps.studies import _search as search
+from sweeps.studies._coverage import FIT_UP_TO, KS, PLAIN, TRACE
+from sweeps.studies._rules import rows_of
+from sweeps.studies._search import BUDGETS, DIRECT, FLAT, SHORT, TARGET, THINKING, signs_of
 from sweeps.studies._sizes import model, rated, tokens
-from sweeps.studies._study import Claim, EvaluationSpec, Study, Verdict
+from sweeps.studies._study import Claim, EvaluationSpec, Study
 
 QUESTION = "How does being right grow with samples, traces and search, and how much training are they worth?"
 COST = "1.1e13 FLOPs"
 
 M = 1e6
-TRACE, PLAIN = "relations:hops=3,trace=1,held=1", "relations:hops=3,trace=0,held=1"
-DIRECT, SHORT = "signs:k=8,largest=9", "signs:k=6,largest=5"
-THINKING = f"{SHORT},thinking=1"
-KS = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384)
-FIT_UP_TO = 64
-BUDGETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-WITH_VERIFIER = ("verifier", "beam-verifier", "best-first", "depth-first")
-ALONE = ("majority", "likeliest", "beam")
-ENDS = (4, 64)  # budgets that all arms have, between which a lasting fall is told of
-FLAT = 0.01  # of accuracy: a fall of less, a step, counts as none; so does a slope of less, a decade
-EXCHANGE = (0.3, 1.18)  # Jones 2021 (2104.03113): ten times the training is worth fifteen times the test compute
-TARGET = 0.9  # of problems solved, where training and thinking are exchanged
-COMMON = 4  # of the largest FLOPs, above which a cell is held out: a quarter
 
 
 def runs_of(source: str, sizes: Sequence[str], D: Sequence[float], T: int, world: str, dial: float) -> Runs:
@@ -88,8 +75,8 @@ def study(dial: float = 1.0, tiny: bool = False) -> Study:
     def of_largest(config: RunConfig) -> bool:
         return is_curve(config) and config.data.source == DIRECT and config.model.d_model == largest
 
-    search = {"n": problems, "budgets": BUDGETS, "k": KS, "draws": 0}
-    curve = search | {"draws": 8, "blocks": min(20, problems // 2)}
+    searched = {"n": problems, "budgets": BUDGETS, "k": KS, "draws": 0}
+    curve = searched | {"draws": 8, "blocks": min(20, problems // 2)}
     evaluations = (
         *(
             EvaluationSpec(
@@ -99,12 +86,12 @@ def study(dial: float = 1.0, tiny: bool = False) -> Study:
         ),
         EvaluationSpec("answers", {"n": n, "k": KS, "source": asked(2, trace=0)}, of(PLAIN), "plain2"),
         EvaluationSpec("answers", {"n": n, "k": KS, "source": asked(1, trace=0)}, of(PLAIN), "plain1"),
-        EvaluationSpec("search", search, lambda c: of(DIRECT, THINKING, SHORT)(c) and not is_curve(c)),
+        EvaluationSpec("search", searched, lambda c: of(DIRECT, THINKING, SHORT)(c) and not is_curve(c)),
         EvaluationSpec("search", curve, is_curve, "curve"),
-        EvaluationSpec("search", search | {"calculator": True}, of(THINKING), "calculator"),
+        EvaluationSpec("search", searched | {"calculator": True}, of(THINKING), "calculator"),
         EvaluationSpec("samples", {"n": problems, "samples": 16, "k": (1, 4, 16)}, of(THINKING), "sampled"),
         EvaluationSpec("search", curve | {"proposer": "random"}, of_largest, "random"),
-        EvaluationSpec("search", search | {"proposer": "untrained"}, of_largest, "untrained"),
+        EvaluationSpec("search", searched | {"proposer": "untrained"}, of_largest, "untrained"),
     )
     runs = union(traced, seeds(union(again, plain, direct, thinking, short), count))
     return Study("thinking", QUESTION, runs, evaluations, claims(), table=table_rows, figures=figures)
@@ -120,10 +107,11 @@ def of(*sources: str) -> Callable[[RunConfig], bool]:
 
 
 def claims() -> tuple[Claim, ...]:
-    coverage = {"metric": "pass@k of chains of two hops, not trained on", "axis": "k", "runs": of(TRACE)}
-    signs = {"metric": "success: chance that one sample is right", "runs": of(DIRECT)}
-    curve = {"metric": "accuracy", "axis": "budget of an arm", "runs": of(DIRECT, THINKING, SHORT)}
-    shuffled = ("random proposer", "model before its first step", "coin for a verifier")
+    return (*claims_of_facts(), *claims_of_signs())
+
+
+def claims_of_facts() -> tuple[Claim, ...]:
+    of_k = {"metric": "pass@k of chains of two hops, not trained on", "axis": "k", "runs": of(TRACE)}
     return (
         Claim(
             name="coverage-law",
@@ -132,8 +120,8 @@ def claims() -> tuple[Claim, ...]:
             controls=("signs, which have no tail of unsolvable problems",),
             holdout=f"k above {FIT_UP_TO}",
             refuted_by="a rival whose mean |log error| at the held k, over all runs, is smaller",
-            decide=coverage_law,
-            **coverage,
+            decide=coverage.coverage_law,
+            **of_k,
         ),
         Claim(
             name="coverage-held-out",
@@ -142,8 +130,8 @@ def claims() -> tuple[Claim, ...]:
             controls=(),
             holdout=f"k above {FIT_UP_TO}",
             refuted_by="an error above 10 % in a run, by more than its 90 % noise",
-            decide=coverage_held_out,
-            **coverage,
+            decide=coverage.coverage_held_out,
+            **of_k,
         ),
         Claim(
             name="falsification-pair",
@@ -155,7 +143,7 @@ def claims() -> tuple[Claim, ...]:
             controls=("the other world",),
             holdout="none",
             refuted_by="a run of facts steeper than -0.3, or a run of signs flatter than -1",
-            decide=falsification,
+            decide=coverage.falsification,
             runs=of(TRACE, DIRECT),
         ),
         Claim(
@@ -167,9 +155,17 @@ def claims() -> tuple[Claim, ...]:
             controls=("one hop is learned as well without the trace",),
             holdout="none",
             refuted_by="a ratio of N outside 1.5 to 3",
-            decide=trace_ratio,
+            decide=coverage.trace_ratio,
             runs=of(TRACE, PLAIN),
         ),
+    )
+
+
+def claims_of_signs() -> tuple[Claim, ...]:
+    signs = {"metric": "success: chance that one sample is right", "runs": of(DIRECT)}
+    curve = {"metric": "accuracy", "axis": "budget of an arm", "runs": of(DIRECT, THINKING, SHORT)}
+    shuffled = ("random proposer", "model before its first step", "coin for a verifier")
+    return (
         Claim(
             name="logit-law",
             text="The chance that one sample of signs is right has odds that are powers of N and of D.",
@@ -178,7 +174,7 @@ def claims() -> tuple[Claim, ...]:
             controls=shuffled,
             holdout="cells above a quarter of the largest FLOPs",
             refuted_by="an error of a held-out p above 15 %, by more than its 90 % noise",
-            decide=logit_law,
+            decide=search.logit_law,
             **signs,
         ),
         Claim(
@@ -190,7 +186,7 @@ def claims() -> tuple[Claim, ...]:
             controls=shuffled,
             holdout="none",
             refuted_by="the 90 % interval of s, clustered by trunk, lies outside 0.3 to 1.18",
-            decide=exchange,
+            decide=search.exchange,
             metric="FLOPs a problem of samples with a verifier",
             runs=of(DIRECT),
         ),
@@ -204,7 +200,7 @@ def claims() -> tuple[Claim, ...]:
             controls=shuffled,
             holdout="none",
             refuted_by="a lower accuracy, by more than the 90 % noise",
-            decide=search_against_training,
+            decide=search.search_against_training,
             runs=of(DIRECT),
         ),
         Claim(
@@ -217,7 +213,7 @@ def claims() -> tuple[Claim, ...]:
             controls=("random order with the same bound",),
             holdout="none",
             refuted_by="a gain below 0.1, by more than the 90 % noise",
-            decide=guidance,
+            decide=search.guidance,
             runs=of(DIRECT),
         ),
         Claim(
@@ -227,7 +223,7 @@ def claims() -> tuple[Claim, ...]:
             controls=("coin for a verifier: no slope",),
             holdout="none",
             refuted_by=f"a fall of more than {FLAT} a step beyond its 90 % interval",
-            decide=lambda frame: monotone(frame, WITH_VERIFIER),
+            decide=lambda frame: search.monotone(frame, search.WITH_VERIFIER),
             **curve,
         ),
         Claim(
@@ -238,7 +234,7 @@ def claims() -> tuple[Claim, ...]:
             controls=("coin for a verifier: no slope",),
             holdout="none",
             refuted_by=f"a fall of more than {FLAT} a step beyond its 90 % interval",
-            decide=lambda frame: monotone(frame, ALONE),
+            decide=lambda frame: search.monotone(frame, search.ALONE),
             **curve,
         ),
         Claim(
@@ -251,7 +247,7 @@ def claims() -> tuple[Claim, ...]:
             controls=("what is left written by a calculator",),
             holdout="none",
             refuted_by="thinking ahead in the shortest run, or behind in the longest, by more than the 90 % noise",
-            decide=thinking_pays,
+            decide=search.thinking_pays,
             runs=of(THINKING, SHORT),
         ),
         Claim(
@@ -265,263 +261,10 @@ def claims() -> tuple[Claim, ...]:
             holdout="none",
             refuted_by=f"guessing outside 3 standard errors of its exact rate; an untrained model above it; a slope of "
             f"more than {FLAT} a decade",
-            decide=controls,
+            decide=search.controls,
             runs=of(DIRECT, THINKING, SHORT),
         ),
     )
-
-
-def coverage_fits(frame: pd.DataFrame) -> dict[str, dict[str, PassFit]]:
-    """Run -> the laws of k, fitted to its chains of two hops; runs whose coverage is 0 or 1 somewhere left out."""
-    found = {}
-    for run, rows in rows_of(frame, "hops2", metric="p").groupby("run"):
-        try:
-            found[run] = fit_passes(KS, p=rows["value"].to_numpy(), fit_up_to=FIT_UP_TO, draws=100)
-        except AnalysisInputError:
-            continue
-    if not found:
-        raise InputError("coverage: no run has a pass@k between 0 and 1 at every k")
-    return found
-
-
-def coverage_law(frame: pd.DataFrame) -> Verdict:
-    fits = coverage_fits(frame)
-    return chosen({law: float(np.mean([f[law].error for f in fits.values()])) for law in LAWS_OF_K}, LAWS_OF_K[0])
-
-
-def coverage_held_out(frame: pd.DataFrame) -> Verdict:
-    ends = [fits[LAWS_OF_K[0]].held.iloc[-1] for fits in coverage_fits(frame).values()]
-    predicted, measured, low, high = (
-        np.array([end[name] for end in ends]) for name in ("predicted", "measured", "low", "high")
-    )
-    return within(predicted, measured, 0.1, measured * (high - low) / 2 / QUANTILE)
-
-
-def steepness(rows: pd.DataFrame) -> pd.Series:
-    """Of each run: the slope of log(-log pass@k) on log k from 16 to 64; -inf where pass@64 is 1."""
-    wide = rows.pivot_table(index="run", columns="k", values="value")
-    with np.errstate(divide="ignore"):
-        depth = np.log(-np.log(wide[[16.0, 64.0]].to_numpy()))
-    return pd.Series((depth[:, 1] - depth[:, 0]) / np.log(4), wide.index)
-
-
-def falsification(frame: pd.DataFrame) -> Verdict:
-    facts = steepness(rows_of(frame, "hops2", metric="pass@k"))
-    signs = steepness(rows_of(signs_of(frame, DIRECT), metric="pass@k"))
-    note = f"facts {facts.min():.3f} to {facts.max():.3f}, signs {signs.min():.3g} to {signs.max():.3g}"
-    verdict = "upheld" if facts.min() > -0.3 and signs.max() < -1 else "refuted"
-    return Verdict("", verdict, None, float(facts.min()), float(facts.max()), float(signs.max()), note)
-
-
-def trace_ratio(frame: pd.DataFrame) -> Verdict:
-    """Over the sizes that have both: N without the trace over the N with it of equal pass@1."""
-    traced, plain = (rows_of(frame, label, metric="pass@k", k=1) for label in ("hops2", "plain2"))
-    traced = traced[traced["tokens"].isin(plain["tokens"])]
-    with_N = traced.groupby("n_compute")["value"].mean()
-    without_N = plain.groupby("n_compute")["value"].mean()
-    N, p = float(without_N.index.max()), float(without_N.iloc[-1])
-    if len(with_N) < 2:
-        raise InputError("trace: one size with the trace; two are needed")
-    logit = np.log(with_N / (1 - with_N)).to_numpy()
-    equal = float(np.exp(np.interp(np.log(p / (1 - p)), logit, np.log(with_N.index))))
-    ratio, bound = N / equal, "" if p > with_N.iloc[0] else "at least, as it is below the smallest with the trace; "
-    ones = [rows_of(frame, label, metric="pass@k", k=1) for label in ("hops1", "plain1")]
-    one = [rows[(rows["n_compute"] == N) & rows["tokens"].isin(plain["tokens"])]["value"].mean() for rows in ones]
-    note = (
-        f"{bound}pass@1 of two hops at N {N:,.0f}: {p:.4f} without, {with_N.loc[N]:.4f} with; of one hop {one[1]:.3f} "
-    )
-    note += f"without, {one[0]:.3f} with"
-    verdict = "upheld" if 1.5 <= ratio <= 3 and not bound else "refuted" if ratio > 3 or not bound else "undecided"
-    return Verdict("", verdict, 2.0, 1.5, 3.0, ratio, note)
-
-
-def signs_of(frame: pd.DataFrame, source: str, *labels: str) -> pd.DataFrame:
-    """The rows of the search evaluations on the runs of a source, by the model as it was trained."""
-    return frame[frame["evaluation"].isin(labels or ("search", "curve")) & (frame["source"] == source)]
-
-
-def successes(frame: pd.DataFrame, source: str, *labels: str) -> pd.DataFrame:
-    rows = rows_of(signs_of(frame, source, *labels), metric="success")
-    return rows.sort_values(["flops", "seed"]).reset_index(drop=True)
-
-
-def logit_law(frame: pd.DataFrame) -> Verdict:
-    rows = successes(frame, DIRECT)
-    found, runs = fitted(
-        rows,
-        "logit_power",
-        {"N": "n_compute", "D": "tokens"},
-        holdout=f"flops > {float(rows['flops'].max()) / COMMON!r}",
-    )
-    held = runs.holdout
-    predicted = found.predict(N=runs.n[held], D=runs.d[held])
-    verdict = within(predicted, runs.loss[held], 0.15, rows["stderr"].to_numpy()[held])
-    terms = ", ".join(
-        f"{name} {found.params[name]:.3f} [{low:.3f}, {high:.3f}]"
-        for name, (low, high) in found.intervals.items()
-        if name in found.params
-    )
-    return Verdict(
-        "", verdict.verdict, verdict.predicted, verdict.low, verdict.high, verdict.measured, f"{terms}; {verdict.note}"
-    )
-
-
-def reach(rows: pd.DataFrame, column: str, target: float) -> float:
-    """Where a curve of accuracies comes to the target, by interpolation of its logit in the column's logarithm."""
-    rows = rows.sort_values("budget")
-    accuracy = np.clip(rows["value"].to_numpy(), 1e-6, 1 - 1e-6)
-    if not accuracy[0] < target < accuracy[-1]:
-        return np.nan
-    aim = np.log(target / (1 - target))
-    return float(np.exp(np.interp(aim, np.log(accuracy / (1 - accuracy)), np.log(rows[column]))))
-
-
-def exchange(frame: pd.DataFrame) -> Verdict:
-    rows = rows_of(signs_of(frame, DIRECT), metric="accuracy", arm="verifier")
-    keys = ["run", "n_compute", "flops", "trunk"]
-    points = pd.DataFrame(
-        [(*key, reach(cell, "flops_a_problem", TARGET)) for key, cell in rows.groupby(keys)], columns=[*keys, "test"]
-    ).dropna()
-    if len(points) < 4:
-        raise InputError(f"exchange: {len(points)} runs come to {TARGET:.0%}; at least 4 are needed")
-    x, y = (
-        np.log10(points[name]) - np.log10(points[name]).groupby(points["n_compute"]).transform("mean")
-        for name in ("flops", "test")
-    )
-    found = slope(x, y, points["trunk"])
-    s, low, high = -found.value, -found.high, -found.low
-    verdict = "refuted" if high < EXCHANGE[0] or low > EXCHANGE[1] else "upheld"
-    if verdict == "upheld" and not EXCHANGE[0] <= s <= EXCHANGE[1]:
-        verdict = "undecided"
-    longest = points.sort_values("flops").groupby("n_compute").tail(1)
-    note = f"ten times the training saves a factor of {10**s:.3g}; FLOPs a problem at the longest run of each N: "
-    note += ", ".join(f"{n:,}: {c:.3g}" for n, c in zip(longest["n_compute"], longest["test"], strict=True))
-    return Verdict("", verdict, 1.18, low, high, s, note)
-
-
-def difference(larger: pd.DataFrame, smaller: pd.DataFrame, least: float, note: str) -> Verdict:
-    """Of two accuracies, means over runs, whether the first is larger by `least`; noise of problems."""
-
-    def mean(rows: pd.DataFrame) -> tuple[float, float]:
-        # The runs answer the same problems, so their errors do not average out.
-        return float(rows["value"].mean()), float(rows["stderr"].mean())
-
-    (a, a_err), (b, b_err) = mean(larger), mean(smaller)
-    half = QUANTILE * float(np.hypot(a_err, b_err))
-    gain = a - b
-    verdict = "upheld" if gain - half > least else "refuted" if gain + half < least else "undecided"
-    return Verdict("", verdict, b + least, b + least - half, b + least + half, a, f"{note}: {a:.3f} against {b:.3f}")
-
-
-def at_flops(rows: pd.DataFrame, flops: float) -> float:
-    """Accuracy of a curve at so many FLOPs a problem, linear in their logarithm."""
-    rows = rows.sort_values("flops_a_problem")
-    return float(np.interp(np.log(flops), np.log(rows["flops_a_problem"]), rows["value"]))
-
-
-def search_against_training(frame: pd.DataFrame) -> Verdict:
-    rows = rows_of(signs_of(frame, DIRECT), metric="accuracy")
-    ends = rows["flops"].min(), rows["flops"].max()
-    if ends[0] == ends[1]:
-        raise InputError("signs: one run alone")
-    greedy = rows[(rows["flops"] == ends[1]) & (rows["arm"] == "greedy")]
-    small = rows[(rows["flops"] == ends[0]) & (rows["arm"] == "verifier")]
-    budget = float(greedy["flops_a_problem"].mean())
-    curves = [(at_flops(cell, budget), cell["stderr"].max()) for _, cell in small.groupby("run")]
-    found = pd.DataFrame(curves, columns=["value", "stderr"])
-    return difference(found, greedy, 0.0, f"at {budget:.3g} FLOPs a problem, samples of the smallest with a verifier")
-
-
-def guidance(frame: pd.DataFrame) -> Verdict:
-    rows = rows_of(frame, metric="accuracy", arm="depth-first", budget=8)
-    own, random = rows_of(rows, "curve", source=DIRECT), rows_of(rows, "random")
-    own = own[own["run"].isin(random["run"])]
-    return difference(own, random, 0.1, "at 8 nodes, by the model and at random")
-
-
-def named(row: pd.Series) -> str:
-    return f"{row['source']} N {row['n_compute']:,} D {row['tokens'] / M:.2g}M seed {row['seed']}"
-
-
-def monotone(frame: pd.DataFrame, arms: Sequence[str]) -> Verdict:
-    """Over all runs that were asked for their curves: the least P(monotone), and where a curve falls beyond doubt."""
-    rows = rows_of(frame, "curve", metric="block_accuracy")
-    rows = rows[rows["arm"].isin(arms)]
-    least, falls, lower, doubtful = 1.0, [], [], 0
-    for (_, arm), cell in rows.groupby(["run", "arm"]):
-        values = cell.pivot_table(index="block", columns="budget", values="value")
-        if arm == "majority":
-            values = values.drop(columns=2.0)  # two samples that differ decide nothing
-        found = isotonic(values.columns, values.to_numpy(), tolerance=FLAT)
-        least, doubtful = min(least, found.p_monotone), doubtful + (found.p_monotone < 0.95)
-        if found.where_it_fails:
-            where = f"{arm} of {named(cell.iloc[0])}: {found.where_it_fails}"
-            falls.append((found.steps["high"][found.steps["fails"]].min(), arm, where))
-        from_to = values[[b for b in ENDS if b in values]]
-        change = isotonic(from_to.columns, from_to.to_numpy()).steps.iloc[0]
-        if change["high"] < 0:
-            text = f"{change['change']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
-            lower.append((change["high"], f"{arm} of {named(cell.iloc[0])} {text}"))
-    curves = rows.groupby(["run", "arm"]).ngroups
-    verdict = "refuted" if falls else "undecided" if doubtful else "upheld"
-    note = f"{curves} curves, {doubtful} with P(monotone) below 0.95, {len(falls)} with a fall beyond doubt"
-    if falls:
-        count = pd.Series([arm for _, arm, _ in falls]).value_counts()
-        note += f" ({', '.join(f'{arm} {n}' for arm, n in count.items())})"
-    note += "".join(f"; {text}" for *_, text in sorted(falls)[:3])
-    if lower:
-        note += f"; lower at {ENDS[1]} than at {ENDS[0]}: {'; '.join(text for _, text in sorted(lower)[:4])}"
-    return Verdict("", verdict, 1.0, 0.95, 1.0, least, note)
-
-
-def thinking_pays(frame: pd.DataFrame) -> Verdict:
-    """By samples and the verifier, which sees signs alone: `success` of a tree lets no miscalculated thought pass."""
-    thinking, direct = rows_of(frame, "sampled", metric="pass@k", k=1), successes(frame, SHORT)
-    # N differs by the tokens of the vocabulary alone, of which both have the same: the size that both have.
-    thinking = thinking[thinking["n_compute"].isin(direct["n_compute"])]
-    shortest, longest = (
-        [rows[rows["tokens"] == end(rows["tokens"])] for rows in (thinking, direct)] for end in (min, max)
-    )
-    if shortest[1]["tokens"].max() == longest[1]["tokens"].max():
-        raise InputError("signs: one D alone; two are needed")
-    exact = successes(frame, THINKING)
-    strict = exact[exact["run"].isin(shortest[0]["run"])]["value"].mean()
-    return all_of(
-        difference(
-            *shortest[::-1], 0.0, f"in the shortest runs (thoughts right too: {strict:.3f}), direct and thinking"
-        ),
-        difference(*longest, 0.0, "in the longest runs, thinking and direct"),
-    )
-
-
-def controls(frame: pd.DataFrame) -> Verdict:
-    guess = open_store(DIRECT, "symbols").task.exact()["guess_accuracy"]
-    random, untrained = (rows_of(frame, label, metric="success").iloc[0] for label in ("random", "untrained"))
-    off = (random["value"] - guess) / random["stderr"]
-    exact = Verdict(
-        "",
-        "upheld" if abs(off) < 3 else "refuted",
-        guess,
-        None,
-        None,
-        random["value"],
-        f"random {random['value']:.4f}, exactly {guess:.4f}",
-    )
-    above = untrained["value"] - guess > QUANTILE * untrained["stderr"]
-    fresh = Verdict(
-        "",
-        "refuted" if above else "upheld",
-        guess,
-        None,
-        None,
-        untrained["value"],
-        f"untrained {untrained['value']:.4f}",
-    )
-    coin = rows_of(frame, "curve", metric="accuracy", arm="coin")
-    test = slope_equivalence(
-        np.log10(coin["budget"]), coin["value"] - coin.groupby("run")["value"].transform("mean"), FLAT, coin["run"]
-    )
-    return all_of(exact, fresh, null(test, "slope with a coin"))
 
 
 SHOWN = (1, 4, 16, 64, 256, 16384)
@@ -559,7 +302,7 @@ def figures(frame: pd.DataFrame) -> dict:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    fits = coverage_fits(frame)
+    fits, _ = coverage.coverage_fits(frame)
     table = rows_of(frame, "hops2", metric="pass@k")
     for i, (run, cell) in enumerate(table[table["seed"] == 0].groupby("run")):
         label = f"N {cell['n_compute'].iloc[0]:,}, D {cell['tokens'].iloc[0] / M:.2g}M"

@@ -94,6 +94,9 @@ def test_the_law_with_the_least_held_out_error_is_chosen():
     assert chosen(errors, "power", 2).verdict == "upheld"
     assert chosen(errors, "lognormal").verdict == "refuted"
     assert chosen(errors, "lognormal", 3).verdict == "undecided"
+    assert chosen({"power": 0.1, "beta": 0.1001}, "power").verdict == "undecided", "a tie is no victory"
+    with pytest.raises(InputError, match="above 1"):
+        chosen(errors, "power", 1)
     with pytest.raises(InputError, match="and a rival"):
         chosen({"power": 1.0}, "power")
 

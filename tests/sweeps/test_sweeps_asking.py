@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from scaling.execution import Execution
 from sweeps.asking import Asked, ask, measurements, read_wanted, unask
 from sweeps.define import Sweep, grid
 from sweeps.launch import local
-from sweeps.launch.asking import KILLED, Asking, Attempt
+from sweeps.launch.asking import KILLED, Asking
 from sweeps.launch.attempts import ATTEMPTS
 from sweeps.launch.engine import standing, worker_command
 from sweeps.launch.prepare import prepare, write_launch
@@ -112,18 +113,34 @@ def test_what_cannot_be_asked_leaves_the_others_alone_and_is_told(fresh):
     assert worked(folder) == []
 
 
+#: A worker whose process is ended by `loss`, as by a lack of memory.
+DYING = """
+import os, sys
+from pathlib import Path
+from scaling.evaluation.loss import Loss
+from sweeps.folder import read_execution
+from sweeps.launch.worker import work
+
+Loss.rows = lambda *_: os.kill(os.getpid(), 9)
+folder = Path(sys.argv[1])
+sys.exit(work(folder, read_execution(folder), lambda *_, **__: None, lambda: False, (), False))
+"""
+
+
 def test_an_evaluation_that_ends_its_process_is_given_up(fresh):
     """Counted before it is made: else it would take one worker after another with it, for ever."""
     folder, runs = fresh
     ask(folder, [Asked(LOSS, (runs[0],))])
-    asking = Asking(folder)
-    for n in range(ATTEMPTS):
-        with contextlib.ExitStack() as stack:
-            run, evaluations = asking.choose(stack, Leases())
-            asking.note(run, evaluations[0], Attempt(KILLED, n + 1))  # as `ask` does, and then is killed
-    with contextlib.ExitStack() as stack:
-        assert asking.choose(stack, Leases()) is None
-    assert asking.standing().failed == {(runs[0], LOSS.key): KILLED}
+
+    def worker() -> int:
+        return subprocess.run([sys.executable, "-c", DYING, folder], timeout=120, check=False).returncode
+
+    for _ in range(ATTEMPTS):
+        assert not Asking(folder).standing().failed
+        assert worker() == -signal.SIGKILL
+    assert Asking(folder).standing().failed == {(runs[0], LOSS.key): KILLED}
+    assert worker() == 0, "a worker that comes after leaves it alone"
+    assert standing(folder).evaluations.left == 0
 
 
 def test_a_run_that_another_process_asks_is_left_to_it(fresh):
