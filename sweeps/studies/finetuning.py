@@ -7,7 +7,7 @@ or all of them; D_T is what models from scratch would need to get as good, less 
 (`_stored.py`): M fresh facts of 10 bits through adapters of a rank, or by full tuning; the bits that come back, the
 loss on the base's world, and replay.
 
-At the default dial 7 claims upheld, 2 refuted, 6 undecided (docs/studies.md): adapters hold 1.4 bits a parameter; a
+At the default dial 7 claims upheld, 3 refuted, 5 undecided (docs/studies.md): adapters hold 1.4 bits a parameter; a
 third of D_T comes without one shared fact; forgetting is a matter of the rate.
 """
 
