@@ -74,7 +74,10 @@ def path_of(folder: Path, wanted: EvaluationConfig) -> Path:
 
 def read_evaluation(path: Path) -> EvaluationResult:
     """Raises InputError where the file is not there or not whole."""
-    values = read_json(path)
+    try:
+        values = read_json(path)
+    except InputError as error:
+        raise InputError(f"{str(error).partition(';')[0]}; remove that file and evaluate again") from None
     try:
         return from_plain(EvaluationResult, {k: v for k, v in values.items() if k in fields_of(EvaluationResult)})
     except InputError as error:
@@ -82,7 +85,9 @@ def read_evaluation(path: Path) -> EvaluationResult:
 
 
 def read_evaluations(folder: Path, run: str) -> list[EvaluationResult]:
-    """All that this run was asked so far. Raises InputError for a damaged file, or one of another run."""
+    """All that this run was asked so far. Raises InputError for a damaged file, one of another run, or a link out."""
+    check_links(folder)
+    check_links(folder / FOLDER)
     results = []
     for path in sorted((folder / FOLDER).glob("*.json")):
         if not path.name.startswith((".", "damaged-")):

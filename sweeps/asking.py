@@ -46,7 +46,8 @@ def read_wanted(folder: Path) -> Wanted:
     try:
         wanted = from_plain(Wanted, read_json(path))
     except InputError as error:
-        raise InputError(f"{path}: {error}; remove it and evaluate again") from None
+        reason = str(error).removeprefix(f"{path}: ").partition(";")[0]
+        raise InputError(f"{path}: {reason}; remove it and evaluate again") from None
     for asked in wanted.asked:
         for run in asked.runs:
             check_run_id(run, path)
@@ -54,7 +55,9 @@ def read_wanted(folder: Path) -> Wanted:
 
 
 def ask(folder: Path, asked: Iterable[Asked] = ()) -> Wanted:
-    """Adds to what is to be asked of a sweep, as a new launch; returns all that is then."""
+    """Adds to what is to be asked of a sweep, as a new launch; returns all that is then. What failed before is asked
+    again: `unask` takes back what turned out to be no question.
+    """
     with locked(folder / LOCK):
         whole: dict[EvaluationConfig, tuple[str, ...]] = {}
         for one in (*read_wanted(folder).asked, *asked):
@@ -85,8 +88,8 @@ def pairs(asked: Sequence[Asked], runs: Iterable[str]) -> list[tuple[str, Evalua
 def measurements(*folders: Path | str) -> pd.DataFrame:
     """The long table: a row for each measurement of each run, with all columns of the run (sweeps.table) beside it.
 
-    Columns of its own: evaluation, options, evaluation_seed, metric, value, stderr, n, flops_evaluation, and the axes
-    of the evaluations; an axis that has the name of a column of the run is called asked_NAME. The loss after
+    Columns of its own: evaluation, options, evaluation_seed, metric, value, stderr, n, the axes of the evaluations, and
+    flops_evaluation, the last; an axis that has the name of a column of the run is called asked_NAME. The loss after
     training is no row: it is a column. Raises InputError for a damaged file.
     """
     runs = table(*folders)
@@ -94,14 +97,17 @@ def measurements(*folders: Path | str) -> pd.DataFrame:
     by_id = {run: places.get(run) for run in runs["run"]}
     if len(runs) == 1 and len(places) == 1:  # the folder of one run may have any name
         by_id = {runs["run"][0]: next(iter(places.values()))}
-    rows = []
+    rows, axes_seen = [], {}
     for run, folder in by_id.items():
         for result in read_evaluations(folder, run) if folder else ():
             asked = {"evaluation": result.name, "options": result.options, "evaluation_seed": result.seed}
             for row in result.rows:
                 axes = {f"asked_{k}" if k in runs.columns else k: v for k, v in row.items()}
+                axes_seen |= dict.fromkeys(axes)
                 rows.append({"run": run, **asked, **axes, "flops_evaluation": result.flops})
-    own = ["run", "evaluation", "options", "evaluation_seed", "metric", "value", "stderr", "n", "flops_evaluation"]
-    frame = pd.DataFrame(rows, columns=own if not rows else None)
+    own = ["metric", "value", "stderr", "n"]
+    axes = [name for name in axes_seen if name not in own]
+    columns = ["run", "evaluation", "options", "evaluation_seed", *own, *axes, "flops_evaluation"]
+    frame = pd.DataFrame(rows, columns=columns)
     clash = [name for name in runs.columns if name in frame.columns and name != "run"]
     return frame.merge(runs.drop(columns=clash), on="run", how="left", validate="many_to_one")

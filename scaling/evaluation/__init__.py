@@ -9,6 +9,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from models.errors import InputError
 from scaling import by_file
 
 Row = dict[str, Any]
@@ -19,6 +20,7 @@ class Evaluation:
     """A pure function of (trained model, seed). Raises InputError where an option or the model is not for it."""
 
     SUMMARY: ClassVar[str] = ""  #: a line, for the list of evaluations
+    COUNTS: ClassVar[tuple[str, ...]] = ("n", "M", "samples")  #: options that are whole numbers of at least 1
     revision: ClassVar[int] = 1  #: raised when the same options would measure something else: what is kept is then old
 
     def rows(self, asker: Any, seed: int) -> list[Row]:
@@ -35,8 +37,13 @@ def row(metric: str, value: float, stderr: float, n: int, **axes: float | str) -
 
 @functools.cache
 def find(name: str, options: str = "") -> Evaluation:
-    """The evaluation of a name, with options as a JSON object. Raises InputError for a misspelt one."""
-    return by_file.made(__name__, name, options, "evaluation")
+    """The evaluation of a name, with options as a JSON object. Raises InputError for one misspelt, or a count of 0."""
+    found = by_file.made(__name__, name, options, "evaluation")
+    for count in found.COUNTS:
+        value = getattr(found, count, 1)
+        if isinstance(value, int) and not 1 <= value < 2**31:
+            raise InputError(f"evaluation.options: {count} = {value}: expected a whole number of at least 1")
+    return found
 
 
 def names() -> tuple[str, ...]:

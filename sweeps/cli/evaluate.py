@@ -13,7 +13,6 @@ from sweeps.cli.parse import as_text, command, fail, metavar, reader, whole
 from sweeps.cli.sweep import Progress, say
 
 SHOWN = 40  # rows of a table on the terminal, unless --json or --csv
-OWN = ("run", "evaluation", "options", "evaluation_seed", "flops_evaluation")
 
 
 def cmd_evaluate(argv: list[str]) -> int:
@@ -91,6 +90,7 @@ def evaluate_sweep(args: argparse.Namespace, wanted) -> bool:
     from sweeps.asking import Asked, ask, unask
     from sweeps.folder import is_sweep, read_description
     from sweeps.launch import local, ray, slurm
+    from sweeps.launch.asking import Asking
     from sweeps.launch.engine import worker_command
     from sweeps.launch.placement import Placement, read_placement
 
@@ -108,6 +108,10 @@ def evaluate_sweep(args: argparse.Namespace, wanted) -> bool:
     if args.workers is not None:
         placement = dataclasses.replace(placement, workers=args.workers)
     began = time.monotonic()
+    finished = [run for run in args.run or description.runs if Asking(folder).is_finished(run)]
+    if not finished:
+        which = " or ".join(args.run) if args.run else f"{len(description.runs)} runs"
+        fail(f"{folder}: of {which} none has finished, so there is no model to ask; scaling status says how they stand")
     ask(folder, [Asked(wanted, tuple(args.run))])
     work = worker_command(folder, training=False)
     quiet = args.json
@@ -152,10 +156,11 @@ def show(args: argparse.Namespace, wanted) -> int:
 
 def measurements_text(frame) -> str:
     """The measurements, and of the runs' columns N, D and those in which they differ; long ones show their ends."""
-    first = list(frame.columns).index("flops_evaluation")
-    axes = [c for c in frame.columns[:first] if c not in (*OWN, "metric", "value", "stderr", "n")]
-    columns = ["run", "n_compute", "tokens", "evaluation", "metric", *axes, "value", "stderr", "n"]
+    names = list(frame.columns)
+    axes = names[names.index("n") + 1 : names.index("flops_evaluation")]
     shown = frame.dropna(axis=1, how="all")
+    asked = [c for c in ("options", "evaluation_seed") if shown[c].nunique() > 1]
+    columns = ["run", "n_compute", "tokens", "evaluation", *asked, "metric", *axes, "value", "stderr", "n"]
     columns = [c for c in columns if c in shown]
     rows = [[cell(values[c]) for c in columns] for _, values in shown.iterrows()]
     if len(rows) > SHOWN:

@@ -53,6 +53,13 @@ def whole(text: str) -> int:
     return int(value)
 
 
+def yes_or_no(text: str) -> bool:
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return values[text.lower()]
+
+
 def reader(kind: Any) -> Callable[[str], Any]:
     """What reads a value of an annotation: "none" where it may be None, a tuple with commas between its parts."""
     inner = typing.get_args(kind)
@@ -61,7 +68,7 @@ def reader(kind: Any) -> Callable[[str], Any]:
         return lambda text: None if text == "none" else reader(other)(text)
     if typing.get_origin(kind) is tuple:
         return lambda text: tuple(reader(inner[0])(part) for part in text.split(",") if part)
-    return {int: whole, float: number}.get(kind, str)
+    return {bool: yes_or_no, int: whole, float: number}.get(kind, str)
 
 
 def metavar(kind: Any) -> str:

@@ -76,6 +76,7 @@ class Asking:
         self.folder, self.launch = folder, ""
         self.done: set[tuple[str, str]] = set()
         self.finished: dict[str, bool] = {}  # of runs that are over: whether they finished
+        self.refused: dict[tuple[str, str], str] = {}  # of runs in whose folder nothing may or can be written
 
     def wanted(self) -> list[tuple[str, EvaluationConfig]]:
         """All that is to be asked of the finished runs."""
@@ -106,6 +107,14 @@ class Asking:
         return Open(len(wanted), answered, failed, Counter(e.key for _, e in wanted))
 
     def last(self, run: str, evaluation: EvaluationConfig) -> Attempt:
+        folder = self.folder / "runs" / run
+        try:
+            check_links(folder)
+            check_links(folder / FOLDER)
+        except InputError as error:
+            return Attempt(str(error), ATTEMPTS, True)
+        if reason := self.refused.get((run, evaluation.key)):
+            return Attempt(reason, ATTEMPTS, True)
         return read_attempt(self.folder / "runs" / run, evaluation, self.launch)
 
     def is_open(self, run: str, evaluation: EvaluationConfig) -> bool:
@@ -127,7 +136,7 @@ class Asking:
                 continue
             except (OSError, InputError) as error:
                 for evaluation in evaluations:
-                    self.note(run, evaluation, Attempt(f"its folder cannot be used: {error}", 1, True))
+                    self.refused[run, evaluation.key] = str(error)
                 continue
             if left := [e for e in evaluations if self.is_open(run, e)]:
                 return run, left

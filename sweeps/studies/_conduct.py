@@ -31,7 +31,7 @@ from sweeps.launch.engine import worker_command
 from sweeps.launch.prepare import prepare, write_launch
 from sweeps.plan import finished_runs
 from sweeps.studies._measure import Measured, measure
-from sweeps.studies._study import Claim, EvaluationSpec, Study, Verdict, write_claims, written_claims
+from sweeps.studies._study import Claim, EvaluationSpec, Study, Verdict, digest_of, write_claims, written_claims
 from sweeps.summary import describe
 
 SHOWN = 3  # most failed runs that a note names
@@ -69,6 +69,10 @@ def conduct(
     notes = []
     made_with = digest(b"".join(path.read_bytes() for path in rules_of(study)))
     written = written_claims(study, folder)
+    if written and written.get("runs", digest_of(study)) != digest_of(study):
+        notes.append(
+            "the study has other runs than when its claims were written, as of another dial; seconds are of both"
+        )
     if written and written.get("definition") != made_with:
         notes.append("the study's rules have changed since its claims were written")
     earlier, cost_before = seconds_of_launches(folder), cost_of(folder)

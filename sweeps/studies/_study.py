@@ -22,7 +22,7 @@ from models.errors import InputError, did_you_mean
 from scaling.config import RunConfig, canonical_json
 from scaling.evaluate import EvaluationConfig
 from scaling.folder import read_json, write_atomically
-from scaling.provenance import software
+from scaling.provenance import digest, software
 from sweeps.define import Runs, union
 from sweeps.definition import defined, names_in
 
@@ -209,8 +209,13 @@ def write_claims(study: Study, folder: Path, made_with: str) -> None:
         return
     claims = [claim.to_dict() | {"sha256": claim.sha256} for claim in study.claims]
     content = {"study": study.name, "question": study.question, "written": datetime.now(UTC).isoformat("T", "seconds")}
-    content |= {"commit": software()["commit"], "definition": made_with, "claims": claims}
+    content |= {"commit": software()["commit"], "definition": made_with, "runs": digest_of(study), "claims": claims}
     write_atomically(folder / "claims.json", json.dumps(content, indent=1) + "\n")
+
+
+def digest_of(study: Study) -> str:
+    """Of the runs that are known before any is trained."""
+    return digest(" ".join(sorted(config.run_id for config in study.runs)).encode())
 
 
 def written_claims(study: Study, folder: Path) -> dict[str, Any] | None:

@@ -283,3 +283,10 @@ def test_the_sizes_are_those_of_the_design():
     assert _sizes.width(64, 16) == 128
     assert _sizes.tokens(1e6, 16) == 4_000_000
     assert (_sizes.width(64, 0.5), _sizes.tokens(1e6, 0.5)) == (64, 500_000)
+
+
+def test_claims_that_were_written_before_other_runs_are_told_of(conducted, corpus, tmp_path, capsys):
+    """As of another dial: the hash of a claim says nothing of the runs."""
+    shutil.copytree(conducted[1], tmp_path / "out")
+    assert main(["study", str(stub(tmp_path, corpus)), "--out", str(tmp_path / "out"), "--dial", "2"]) == 0
+    assert "other runs than when its claims were written" in capsys.readouterr().out

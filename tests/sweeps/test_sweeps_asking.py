@@ -206,6 +206,8 @@ def test_an_axis_named_like_a_column_of_the_run_stands_beside_it(fresh):
         (["{folder}", "loss", "--option", "n=4", "--json"], 0, '"metric":"loss"'),
         (["{folder}", "loss", "--option", "m=4"], 2, "loss takes source, subset, n"),
         (["{folder}", "loss", "--option", "n=x"], 2, "is not a number"),
+        (["{folder}", "loss", "--option", "n=0"], 2, "n = 0: expected a whole number of at least 1"),
+        (["{folder}", "answers", "--option", "each=perhaps"], 2, "neither true nor false"),
         (["{folder}", "los"], 2, "did you mean 'loss'"),
         (["{folder}", "answers"], 2, "subset = 'answer'"),
         (["{folder}", "loss", "--run", "abc"], 2, "--run abc: not in"),
@@ -229,3 +231,46 @@ def test_the_command(fresh, arguments, code, said):
     assert "Traceback" not in done.stderr
     if code == 2:
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_axes_of_every_row_are_shown(fresh):
+    """Two rows of one metric at two k would else look alike."""
+    from sweeps.cli.evaluate import measurements_text
+
+    folder, runs = fresh
+    rows = [{"metric": "loss", "value": 1.5, "stderr": 0, "n": 3}]
+    rows += [{"metric": "pass@k", "value": 0.1 * k, "stderr": 0, "n": 3, "k": k} for k in (2, 8)]
+    for options in ("", '{"n":7}'):
+        wanted = EvaluationConfig("loss", options)
+        fields = {"run": runs[0], "name": "loss", "options": wanted.options, "seed": 0, "rows": rows, "flops": 1.0}
+        path = path_of(folder / "runs" / runs[0], wanted)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(fields | {"seconds": 1.0}))
+    lines = measurements_text(measurements(folder)).splitlines()
+    assert {"k", "options"} <= set(lines[0].split())
+    assert len(set(lines)) == 7, "no two rows look alike"
+
+
+def test_nothing_is_written_or_read_through_a_link_out_of_a_run(fresh, tmp_path):
+    folder, runs = fresh
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (folder / "runs" / runs[0] / "evaluations").symlink_to(elsewhere)
+    ask(folder, [Asked(LOSS)])
+    assert [e["event"] for e in worked(folder)] == ["answered"], "the other run is asked"
+    assert not list(elsewhere.iterdir())
+    assert "link out" in standing(folder).evaluations.failed[runs[0], LOSS.key]
+    with pytest.raises(InputError, match="link out"):
+        measurements(folder)
+
+
+def test_a_sweep_without_a_finished_run_has_nothing_to_ask(fresh, capsys):
+    from sweeps.cli.main import main
+
+    folder, runs = fresh
+    for run in runs:
+        (folder / "runs" / run / "result.json").unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(folder), "loss"])
+    assert ended.value.code == 2
+    assert "none has finished" in capsys.readouterr().err
