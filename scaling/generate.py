@@ -9,7 +9,6 @@ of up to W tokens.
 """
 
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ CHUNK = 32  # steps of a call
 BATCH = 256  # sequences side by side
 GROWS = 32  # from so many sequences on, a cache gets its slots as they are wanted: reading it takes most of the time
 HOW = Implementation(attention="blocked")
+COLDEST, HOTTEST = 1e-6, 1e6  # temperatures: logits divided by one far outside are no float32 numbers, or all equal
 ANY, NONE = -1, -2  # in a row of stop sequences: whatever stands there; what no token is
 
 Params = Any
@@ -50,10 +50,10 @@ class Sampling:
     greedy: bool = False  #: take the most probable; the others stay at their defaults
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
+        if not COLDEST <= self.temperature <= HOTTEST:
             raise InputError(
-                f"temperature = {self.temperature!r}: expected a number above 0; for the most probable token at each "
-                "step choose greedy"
+                f"temperature = {self.temperature!r}: expected a number from {COLDEST:g} to {HOTTEST:g}; for the most "
+                "probable token at each step choose greedy"
             )
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
             raise InputError(f"top_k = {self.top_k!r}: expected a whole number of at least 1, or 0 for all tokens")

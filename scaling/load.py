@@ -111,8 +111,9 @@ class Trained:
         """n continuations of each prompt, a text or token ids, with their `texts`: up to a stop text, the end of a
         document, `max_tokens`, or the end of the window. `beam`: the best n that a beam of this width finds.
 
-        A text is taken as `encode` says. Raises InputError: see `scaling.generate.sample`.
+        A text is taken as `encode` says. Raises InputError: see `scaling.generate.sample` and `check_writes`.
         """
+        check_writes(self)
         sampling = Sampling(temperature, top_k, top_p, greedy)
         prompts = [self.encode(p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
         model, window, stop = self.config.model, self.window, self.stops(stop)
@@ -153,6 +154,16 @@ class Trained:
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < V):
             raise InputError(f"tokens: {tokens.min()} to {tokens.max()}: this model's vocabulary is 0 to {V - 1}")
         return tokens.astype(np.int32)
+
+
+def check_writes(model: Trained) -> None:
+    """Raises InputError where training left the head alone that makes next tokens, as that of a reward does."""
+    config = model.config
+    if not config.objective_found.logits:
+        instead = f"its parent, {config.parent}" if config.parent else "a run of another objective, such as next_token"
+        raise InputError(
+            f"{model.folder}: objective {config.objective.name} trains no head for next tokens; ask {instead}"
+        )
 
 
 def load(folder: Path | str) -> Trained:

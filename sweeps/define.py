@@ -17,6 +17,7 @@ import functools
 import inspect
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,8 @@ def children(
             if config.parent != parent.run_id:
                 raise InputError(f"children: parent = {config.parent!r}: follows from the parents; leave it out")
             check_model(config, parent)
+        alike = Counter(dataclasses.replace(config, seed=0) for config in made)
+        check_seeds_differ("children", [c for c in made if alike[dataclasses.replace(c, seed=0)] > 1])
         runs += made
     return union(runs)
 
@@ -183,13 +186,18 @@ def seeds(runs: Iterable[RunConfig], count: int) -> Runs:
     """Every run with the seeds 0 .. count - 1 of its initial parameters. The order of the data stays."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"seeds: count = {count!r}: expected a whole number of at least 1")
-    for config in union(runs):
+    check_seeds_differ("seeds", union(runs))
+    return product(runs, {"seed": range(count)})
+
+
+def check_seeds_differ(what: str, runs: Iterable[RunConfig]) -> None:
+    """Raises InputError where a run would be the same by any seed: two ids of one training are no repeat."""
+    for config in runs:
         if config.parent and not config.lora.rank and not config.objective_found.random:
             raise InputError(
-                f"seeds: run {config.run_id} starts from its parent {config.parent}, so its own seed changes nothing "
+                f"{what}: run {config.run_id} starts from its parent {config.parent}, so its own seed changes nothing "
                 "in it; vary the parent's seed, or data.seed"
             )
-    return product(runs, {"seed": range(count)})
 
 
 def where(runs: Iterable[RunConfig], keep: Callable[[RunConfig], bool]) -> Runs:

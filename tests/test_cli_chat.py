@@ -65,7 +65,7 @@ def test_in_the_terminal_a_question_is_answered(trained_run, capsys, monkeypatch
     assert "unknown command '/bogus'" in captured.out
     errors = captured.err.splitlines()
     assert len(errors) == 2
-    assert "temperature = 0.0: expected a number above 0" in errors[0]
+    assert "temperature = 0.0: expected a number from 1e-06" in errors[0]
     assert "99 tokens, longer than the window of 64" in errors[1]
 
 

@@ -74,7 +74,7 @@ def test_what_a_model_writes_reaches_the_terminal_without_escape_codes(trained_r
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--temperature", "0"], "temperature = 0.0: expected a number above 0; for the most probable token"),
+        (["--temperature", "0"], "temperature = 0.0: expected a number from 1e-06 to 1e+06; for the most probable"),
         (["--temperature", "nan"], "temperature = nan"),
         (["--top-p", "0"], "top_p = 0.0: expected a number above 0 and at most 1"),
         (["--top-p", "1.1"], "top_p = 1.1"),
@@ -90,6 +90,7 @@ def test_what_a_model_writes_reaches_the_terminal_without_escape_codes(trained_r
         (["--beam", "2", "--n", "3"], "--n 3: a beam of 2"),
         (["--beam", "2", "--greedy"], "--beam: takes what is most probable as a whole"),
         (["--beam", "-1"], "beam = -1"),
+        (["--beam", "0"], "beam = 0: expected a whole number of at least 1"),
         (["--tempreature", "1"], "did you mean '--temperature'"),
     ],
 )

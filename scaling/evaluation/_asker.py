@@ -16,7 +16,7 @@ from models.sizing import flops_per_token
 from scaling.chain import folder_beside
 from scaling.data.task import START
 from scaling.generate import Sampling, sample
-from scaling.load import Trained, load
+from scaling.load import Trained, check_writes, load
 from scaling.trust import check_run_id
 
 CALL_TOKENS = 2**14  # of one call of the compiled program, as nearly as whole rows make it
@@ -50,6 +50,7 @@ class Asker:
         self, prompts: list[np.ndarray], n: int, max_tokens: int, seed: int, temperature: float
     ) -> list[list[np.ndarray]]:
         """n continuations of each prompt, in tokens, up to the end of a document, `max_tokens` or of the window."""
+        check_writes(self.model)
         model, params, window = self.model.config.model, self.model.params, self.model.window
         drawn = sample(model, params, prompts, n, max_tokens, seed, Sampling(temperature), [[START]], window)
         for prompt, lengths_n in zip(prompts, drawn.lengths, strict=True):

@@ -29,7 +29,11 @@ class Kl(Evaluation):
         to = self.to or getattr(asker.model.config, "parent", "")
         if not to:
             raise InputError("to = '': this run has no parent; name the run to compare it with")
+        from scaling.load import check_writes
+
         other = asker.beside(to)
+        for model in (asker.model, other.model):
+            check_writes(model)
         batch = validation_rows(asker.model.config, self.source, self.n)
         weight_BT = subset_of(batch, self.subset)
         kl_B = np.sum(asker.divergence(other, batch["tokens_BU"]) * weight_BT, axis=1, dtype=np.float64)

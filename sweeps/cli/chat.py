@@ -55,9 +55,11 @@ def cmd_chat(argv: list[str]) -> int:
     from scaling.engine.runtime import set_up_jax
 
     set_up_jax()
-    from scaling.load import load
+    from scaling.load import check_writes, load
 
     models = [load(run) for run in args.runs]
+    for model in models:
+        check_writes(model)
     names = [run.resolve().name for run in args.runs]
     if args.terminal:
         return talk(models, names, args)

@@ -93,13 +93,13 @@ def add_config(parser: Parser) -> None:
             parser.add_argument(*names, type=reader(kind), metavar=metavar(kind), **options)
 
 
-def config_of(args: dict):
-    """The RunConfig of the options that `add_config` made."""
+def config_of(args: dict, base=None):
+    """The RunConfig of the options that `add_config` made, over `base`, a RunConfig."""
     from scaling.config import RunConfig
     from scaling.fields import leaves
     from sweeps.define import configure
 
-    return configure(RunConfig(), {path: args[path] for path in ["n", *leaves(RunConfig)] if path in args})
+    return configure(base or RunConfig(), {path: args[path] for path in ["n", *leaves(RunConfig)] if path in args})
 
 
 def cmd_plan_memory(argv: list[str]) -> int:
@@ -139,6 +139,7 @@ def cmd_plan_memory(argv: list[str]) -> int:
 
 
 def cmd_train(argv: list[str]) -> int:
+    from scaling.chain import parent_of
     from scaling.execution import Execution, mesh_sizes
 
     parser = command(
@@ -156,10 +157,11 @@ def cmd_train(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RUN_ID)")
     args = vars(parser.parse_args(argv))
 
-    home = Path("runs")
+    base, home = None, Path("runs")
     if args.get("parent"):
-        args["parent"], home = parent_named(args["parent"], home)
-    config = config_of(args)
+        base, home = child_base(args["parent"], args["out"])
+        args["parent"] = base.parent
+    config = config_of(args, base)
     folder = args["out"] or home / config.run_id
     execution = Execution(
         checkpoint_seconds=args["checkpoint_seconds"],
@@ -174,6 +176,8 @@ def cmd_train(argv: list[str]) -> int:
     if together and hosts.SUPERVISED not in os.environ:
         name = str(group.process) if group.process is not None else os.environ.get("SLURM_PROCID", os.uname().nodename)
         return hosts.supervise([sys.executable, "-m", "sweeps.cli", "train", *argv], name, folder)
+    if not together:  # several hosts may see a parent's end at different times: they wait for it
+        parent_of(config, folder)
     from scaling.engine.runtime import set_up_jax
 
     set_up_jax(1 if together else math.prod(mesh_sizes(execution.mesh).values()))
@@ -202,16 +206,39 @@ def cmd_train(argv: list[str]) -> int:
     return DONE
 
 
-def parent_named(name: str, home: Path) -> tuple[str, Path]:
-    """(id of a run that is named by its folder or its id, the folder that its children lie in beside it)."""
+def child_base(name: str, out: Path | None):
+    """(the RunConfig that a child's options stand over, with its parent's model, tokenizer and id; the folder it lies
+    in) for a parent that is named by its folder or its id.
+
+    Raises InputError where the folder that is named is not the one the child would take: it must lie beside the child.
+    """
+    from scaling.chain import folder_beside
+    from scaling.config import RunConfig
+    from scaling.fields import replaced
     from scaling.folder import read_config
     from scaling.trust import RUN_ID
 
-    if RUN_ID.fullmatch(name) and not Path(name).exists():
-        return name, home
-    if not (Path(name) / "config.json").exists():
-        raise InputError(f"--parent {name!r}: expected a run's folder, or the id of one in {home}")
-    return read_config(Path(name)).run_id, Path(name).absolute().parent
+    named, by_id = Path(name), RUN_ID.fullmatch(name) and not Path(name).exists()
+    if by_id:
+        home = Path("runs") if out is None else out.parent
+        named = folder_beside(home / "child", name)
+        if not (named / "config.json").exists():
+            raise InputError(f"--parent {name!r}: no such run in {home}; train it there first")
+    elif not (named / "config.json").exists():
+        raise InputError(f"--parent {name!r}: expected a run's folder, or the id of one in runs")
+    else:
+        home = named.absolute().parent if out is None else out.parent
+    parent = read_config(named)
+    taken = folder_beside(home / "child", parent.run_id)
+    if home.resolve() != named.absolute().parent.resolve():
+        raise InputError(
+            f"--parent {name!r}: must lie beside the run, in {home}; copy it there, or train into --out "
+            f"{named.absolute().parent / 'NAME'}"
+        )
+    if taken.resolve() != named.resolve():
+        raise InputError(f"--parent {name!r}: {taken} is that run too and comes first; name it, or move it away")
+    given = {"model": parent.model, "data.tokenizer": parent.data.tokenizer, "parent": parent.run_id}
+    return replaced(RunConfig(), given), home
 
 
 IMPLEMENTATION = {  # option: (type, help); none of them changes a result beyond rounding

@@ -27,16 +27,17 @@ def cmd_sample(argv: list[str]) -> int:
         action="append",
         default=[],
         metavar="TEXT",
-        help="a question, which is put as the run was trained on questions: in the template of its source",
+        help="a question in text, put in the template that the run's source has (a task with symbols of its own has "
+        "none: give --prompt the symbols of a row up to its answer)",
     )
     parser.add_argument("--n", type=whole, default=1, help="continuations of each prompt (default: 1)")
-    parser.add_argument(
-        "--beam", type=whole, default=0, metavar="K", help="the best --n that a beam of this width finds"
-    )
+    parser.add_argument("--beam", type=whole, metavar="K", help="the best --n that a beam of this width finds")
     add_sampling(parser)
     parser.add_argument("--json", action="store_true", help="print tokens and their log-probabilities too, as a list")
     args = parser.parse_args(argv)
-    if 0 < args.beam < args.n:
+    if args.beam is not None and args.beam < 1:
+        fail(f"beam = {args.beam}: expected a whole number of at least 1; without --beam text is drawn")
+    if args.beam and args.beam < args.n:
         fail(f"--n {args.n}: a beam of {args.beam} finds no more than {args.beam}; widen --beam")
     if args.beam and (args.temperature, args.top_k, args.top_p, args.greedy) != (1.0, 0, 1.0, False):
         fail("--beam: takes what is most probable as a whole; leave temperature, top-k, top-p and greedy out")
@@ -44,14 +45,15 @@ def cmd_sample(argv: list[str]) -> int:
     from scaling.engine.runtime import set_up_jax
 
     set_up_jax()
-    from scaling.load import load
+    from scaling.load import check_writes, load
 
     model = load(args.run)
+    check_writes(model)
     prompts = [*(args.prompt or []), *(in_template(model, question) for question in args.ask)] or [""]
     how = {
         name: getattr(args, name) for name in ("max_tokens", "seed", "temperature", "top_k", "top_p", "greedy", "stop")
     }
-    samples = model.generate(prompts, args.n, beam=args.beam, **how)
+    samples = model.generate(prompts, args.n, beam=args.beam or 0, **how)
     if args.json:
         print(json.dumps([row(samples, prompts, i, j) for i in range(len(prompts)) for j in range(args.n)]))
         return 0

@@ -172,7 +172,7 @@ def test_its_own_page_may_ask(url):
         ({"model": 0, "prompt": "a" * 70_000}, 413, "longer than 65,536 bytes"),
         ({"model": 0, "prompt": "x", "max_tokens": 65}, 400, "this model's window is 64"),
         ({"model": 0, "prompt": "x", "max_tokens": 0}, 400, "max_tokens = 0"),
-        ({"model": 0, "prompt": "x", "temperature": 0}, 400, "temperature = 0.0: expected a number above 0"),
+        ({"model": 0, "prompt": "x", "temperature": 0}, 400, "temperature = 0.0: expected a number from 1e-06"),
         ({"model": 0, "prompt": "x", "top_p": 0}, 400, "top_p = 0.0"),
         ({"model": 0, "prompt": "x", "top_k": -1}, 400, "top_k = -1"),
         ({"model": 0, "prompt": "x", "seed": -1}, 400, "seed = -1"),

@@ -219,7 +219,9 @@ def test_a_beam_wider_than_what_there_is_says_so_by_length():
     ("fields", "message"),
     [
         ({"temperature": 0.0}, "choose greedy"),
-        ({"temperature": -1.0}, "temperature = -1.0: expected a number above 0"),
+        ({"temperature": 1e-40}, "temperature = 1e-40: expected a number from 1e-06"),
+        ({"temperature": 1e7}, "temperature = 10000000.0"),
+        ({"temperature": -1.0}, "temperature = -1.0: expected a number from 1e-06"),
         ({"temperature": float("nan")}, "temperature = nan"),
         ({"temperature": float("inf")}, "temperature = inf"),
         ({"top_p": 0.0}, "top_p = 0.0: expected a number above 0 and at most 1"),

@@ -334,6 +334,8 @@ def test_a_reward_model_hands_its_head_down(home):
     """A child that trains rewards goes on with its parent's; one that does not drops it."""
     first = config("reward", parent=PARENT.run_id, tokens=20 * 400)
     train(first, home / first.run_id)
+    with pytest.raises(InputError, match=f"reward trains no head for next tokens; ask its parent, {PARENT.run_id}"):
+        load(home / first.run_id).generate([np.array([START])], max_tokens=1)
     still = OptimConfig(lr=1e-30, weight_decay=0.0)
     for lora in (LoraConfig(), LoraConfig(rank=2)):
         child = dataclasses.replace(first, parent=first.run_id, optim=still, lora=lora)

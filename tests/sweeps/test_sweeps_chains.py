@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 
 import pyarrow.parquet as pq
@@ -89,6 +90,11 @@ def test_seeds_of_children_are_no_repeats(base):
     with pytest.raises(InputError, match=r"its own seed changes nothing in it; vary the parent's seed, or data\.seed"):
         seeds(tuned, 2)
     assert len(seeds(children([base], {"lora.rank": [2]}, base), 2)) == 2, "adapters are drawn at random"
+    with pytest.raises(InputError, match=r"children: run .* its own seed changes nothing in it"):
+        children([base], {"seed": [0, 1], "lora.rank": [0, 2]}, base)
+    assert len(children([base], {"seed": [0, 1], "lora.rank": [2]}, base)) == 2
+    paired = children([base], {"seed": [0, 1], "data.seed": [0, 1]}, base, keep=lambda c: c.seed == c.data.seed)
+    assert len(paired) == 2, "these differ in their data"
 
 
 def test_a_sweep_takes_the_parents_it_needs(base):
@@ -189,24 +195,37 @@ def test_killed_in_the_parent_and_in_the_child_the_table_is_the_same(base, tmp_p
 
 
 def test_a_single_child_by_its_parents_folder(base, tmp_path, capsys):
-    options = [f"--data.source={base.data.source}", "--data.seq-len=32", "--model.d-model=8", "--model.n-layers=1"]
-    options += ["--data.valid-fraction=0.1", "--model.n-heads=2", "--tokens=2560", "--schedule.warmup-tokens=0"]
-    assert main(["train", *options, "--out", str(tmp_path / "base")]) == 0
+    """In its model where no other is given, and from that very folder or not at all."""
+    options = [f"--data.source={base.data.source}", "--data.seq-len=32", "--data.valid-fraction=0.1"]
+    options += ["--tokens=2560", "--schedule.warmup-tokens=0"]
+    model = ["--model.d-model=8", "--model.n-layers=1", "--model.n-heads=2"]
+    assert main(["train", *options, *model, "--out", str(tmp_path / "base")]) == 0
     run = read_json(tmp_path / "base" / "result.json")["run"]
     assert main(["train", *options, "--data.seed=1", "--parent", str(tmp_path / "base")]) == 0
     capsys.readouterr()
     (child,) = (path for path in tmp_path.iterdir() if path.name != "base")
     assert json.loads((child / "config.json").read_text())["parent"] == run
+    assert json.loads((child / "config.json").read_text())["model"]["d_model"] == 8
+    (tmp_path / "a").mkdir()
+    shutil.copytree(tmp_path / "base", tmp_path / "two" / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "two" / run)
     before = sorted(tmp_path.rglob("*"))
     for arguments, message in (
         (["--parent", str(tmp_path / "none")], f"--parent '{tmp_path / 'none'}': expected a run's folder, or the id"),
-        (["--parent", str(tmp_path / "base"), "--out", str(tmp_path / "a" / "b")], f"parent = '{run}': no such run in"),
+        (
+            ["--parent", str(tmp_path / "base"), "--out", str(tmp_path / "a" / "b")],
+            f"must lie beside the run, in {tmp_path / 'a'};",
+        ),
+        (["--parent", str(tmp_path / "two" / "base")], f"{tmp_path / 'two' / run} is that run too and comes first"),
+        (["--parent", str(tmp_path / "base"), "--out", str(tmp_path / "two" / "new")], "must lie beside the run, in"),
+        (["--parent", run, "--out", str(tmp_path / "a" / "b")], f"no such run in {tmp_path / 'a'}"),
         (["--parent", str(tmp_path / "base"), "--model.d-model=16"], "model.d_model = 16: the parent"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["train", *options, *arguments])
         assert ended.value.code == 2
-        error = capsys.readouterr().err
+        printed, error = capsys.readouterr()
+        assert printed == ""
         assert message in error
         assert error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
