@@ -1,7 +1,7 @@
 """The page to talk to trained models, served on this machine alone unless told otherwise.
 
-What a request can cost is bounded: its size, the time its body takes, the tokens that are written, how many are
-answered at a time and how many wait. A page of another site can ask nothing: Host and Origin must be ours.
+What a request can cost is bounded: its size, the time its head and its body take, the tokens that are written, how many
+are answered at a time and how many wait. A page of another site can ask nothing: Host and Origin must be ours.
 
 Starlette and uvicorn are an extra, so they are imported where a page is served.
 """
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 BODY = 2**16  # bytes
+HEAD_SECONDS = 10.0  # in which a connection has to ask something
 BODY_SECONDS = 10.0
 ANSWERING = 2  # at a time: two models, side by side
 WAITING = 8  # more are told to come back
-CONNECTIONS = 64
+REQUESTS = 64  # whose bodies are read at a time
 LEAVE_SECONDS = 2  # for what is under way, when the server is told to end
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -60,6 +61,18 @@ class Desk:
     workers: ThreadPoolExecutor
     ending: threading.Event = field(default_factory=threading.Event)
     asking: int = 0
+    requests: int = 0  #: that are being read
+
+    @contextmanager
+    def door(self) -> Iterator[None]:
+        """Open to so many requests at a time. Raises Refused to more."""
+        if self.requests >= REQUESTS:
+            raise Refused(503, "too many requests at a time; try again in a moment")
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -128,7 +141,8 @@ def guarded(desk: Desk, handler: Callable) -> Callable:
     async def handle(request: "Request") -> "Response":
         try:
             check_origin(desk, request)
-            response = await handler(request)
+            with desk.door():
+                response = await handler(request)
         except Refused as refused:
             response = JSONResponse({"error": refused.reason}, refused.status)
         except InputError as error:
@@ -257,6 +271,37 @@ def facts(name: str, model: Trained) -> dict[str, Any]:
     }
 
 
+def in_time() -> type[asyncio.Protocol]:
+    """HTTP as uvicorn speaks it, but a connection that asks nothing for HEAD_SECONDS is closed: uvicorn waits for the
+    end of a request's head for ever.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class InTime(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self.look_again()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.next_look.cancel()
+            super().connection_lost(exc)
+
+        def asked_last(self) -> tuple[Any, bool]:
+            """The last request, and whether it has its answer."""
+            return self.cycle, self.cycle is None or self.cycle.response_complete
+
+        def look_again(self) -> None:
+            self.next_look = self.loop.call_later(HEAD_SECONDS, self.look, self.asked_last())
+
+        def look(self, before: tuple[Any, bool]) -> None:
+            if before[1] and self.asked_last() == before:
+                self.transport.close()
+            else:
+                self.look_again()
+
+    return InTime
+
+
 def serve(
     models: Sequence[Trained],
     names: Sequence[str],
@@ -303,6 +348,7 @@ def started(
         desk = Desk(models, names, frozenset(f"{name.lower()}:{port}" for name in known), workers)
         settings = uvicorn.Config(
             application(desk),
+            http=in_time(),
             log_level="critical",
             access_log=False,
             lifespan="off",
@@ -310,7 +356,6 @@ def started(
             ws="none",
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=CONNECTIONS,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=LEAVE_SECONDS,
         )

@@ -3,6 +3,7 @@
 import http.client
 import itertools
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from urllib.parse import urlsplit
@@ -249,6 +250,34 @@ def test_who_comes_when_the_queue_is_full_is_told_so(url, slow):
     assert len(answered) == places
     assert all(events(content)[-1]["event"] == "end" for content in answered)
     assert request(url, "POST", "/answer", asked)[0] == 200
+
+
+def test_who_never_asks_is_shown_out_and_keeps_nobody_from_asking(url, model, monkeypatch):
+    """Heads that never end, in number: the others are answered at once, and the connections are closed in the end."""
+    parts, asked = urlsplit(url), {"model": 0, "prompt": "the ", "max_tokens": 1}
+    monkeypatch.setattr(server, "HEAD_SECONDS", 1.0)
+    mute = [socket.create_connection((parts.hostname, parts.port), timeout=60) for _ in range(server.REQUESTS + 6)]
+    for connection in mute:
+        connection.sendall(b"POST /answer HTTP/1.1\r\nHost: ")
+    assert request(url, "POST", "/answer", asked)[0] == 200
+    for connection in mute:
+        with connection:
+            assert connection.recv(1) == b"", "an open connection waits for ever"
+    monkeypatch.setattr(server, "REQUESTS", 0)
+    refused(url, 503, "too many requests at a time", asked)
+
+
+def test_an_answer_may_take_longer_than_asking(url, slow, monkeypatch):
+    """A connection whose answer is under way is no mute one."""
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.05)
+    asked, go, _ = slow
+    with ThreadPoolExecutor(1) as people:
+        answer = people.submit(request, url, "POST", "/answer", {"model": 0, "prompt": "x"})
+        assert asked.acquire(timeout=30)
+        with pytest.raises(TimeoutError):
+            answer.result(timeout=0.5)
+        go.set()
+        assert events(answer.result()[2])[-1]["event"] == "end"
 
 
 def test_nothing_is_written_for_who_has_left(url, slow):
