@@ -16,6 +16,7 @@ from scaling.data.task import START
 from scaling.evaluation._asker import Asker, forward_flops
 from scaling.evaluation._rows import task_of
 from scaling.generate import sample
+from scaling.load import check_writes
 
 BATCH = 4096  # strings side by side
 
@@ -34,6 +35,7 @@ def written(asker: Asker, policy: str, M: int, length: int, seed: int) -> np.nda
     key = (str(folder.parent / policy if policy else folder), M, length, seed)
     if key not in POOLS:
         writer = asker.beside(policy).model if policy else asker.model
+        check_writes(writer)
         if length > writer.window:
             raise InputError(f"policy = {policy or folder.name}: was trained on {writer.window} tokens, not {length}")
         model = writer.config.model

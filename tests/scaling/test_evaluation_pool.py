@@ -1,5 +1,6 @@
 """One pool for every n and every beta, against enumeration and against the exact law of the scores."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from analysis import estimators
 from models.config import ModelConfig
 from models.errors import InputError
 from models.transformer import init
-from scaling.config import DataConfig, RunConfig
+from scaling.config import DataConfig, ObjectiveConfig, RunConfig
 from scaling.data.sources.comparisons import Comparisons
 from scaling.evaluation import find
 from scaling.evaluation._asker import Asker
@@ -112,6 +113,15 @@ def test_a_pool_is_written_by_the_policy_and_only_a_reward_model_scores_it():
     assert first["k"] == 1
     assert first["value"] == pytest.approx(chances(asker) @ gold, abs=4 * first["stderr"])
     with pytest.raises(InputError, match="no reward model"):
+        find("pool", '{"M": 1024}').rows(asker, 0)
+
+
+def test_a_reward_model_writes_nothing():
+    """Its head for next tokens is that of its parent, below layers that have moved."""
+    asker = policy(2)
+    asker.model.config = dataclasses.replace(asker.model.config, objective=ObjectiveConfig("reward"))
+    asker.model.folder = "scores"
+    with pytest.raises(InputError, match="scores: objective reward trains no head for next tokens"):
         find("pool", '{"M": 1024}').rows(asker, 0)
 
 
