@@ -17,7 +17,7 @@ from scaling.chain import folder_beside
 from scaling.data.task import START
 from scaling.generate import Sampling, sample
 from scaling.load import Trained, check_writes, load
-from scaling.trust import check_run_id
+from scaling.trust import RUN_ID
 
 CALL_TOKENS = 2**14  # of one call of the compiled program, as nearly as whole rows make it
 CALL_LOGITS = 2**25  # and at most so many logits
@@ -68,7 +68,9 @@ class Asker:
     def beside(self, run: str) -> "Asker":
         """Of the run with this id, which lies beside this one. Raises InputError where it is not there."""
         folder = Path(self.model.folder)
-        other = load(folder_beside(folder, check_run_id(run, f"{folder}/config.json")))
+        if not RUN_ID.fullmatch(run):
+            raise InputError(f"{run!r}: no run id (12 hex digits); name a run that lies beside {folder}")
+        other = load(folder_beside(folder, run))
         if other.tokenizer.identity != self.model.tokenizer.identity:
             raise InputError(f"run {run}: its tokens are not those of {folder.name}: another vocabulary")
         return Asker(other)

@@ -33,6 +33,8 @@ class Answers(Evaluation):
         if not self.k or min(self.k) < 1:
             raise InputError(f"k = {list(self.k)}: expected whole numbers of at least 1")
         batch = validation_rows(asker.model.config, self.source, self.n)
+        if "answer_BT" not in batch:
+            raise InputError("source: a text without questions; name a task as --option source=..., such as facts:")
         answer_BT = subset_of(batch, "answer")
         logprob_BT, margin_BT = asker.targets(batch["tokens_BU"])
         _, which = answers_of(answer_BT)

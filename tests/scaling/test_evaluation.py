@@ -103,7 +103,7 @@ def test_a_misspelt_question_is_one_line(name, options, match):
 @pytest.mark.parametrize(
     ("name", "options", "match"),
     [
-        ("answers", "", "subset = 'answer'"),
+        ("answers", "", "a text without questions"),
         ("loss", '{"subset": "values"}', "expected one of all"),
         ("kl", "", "has no parent"),
         ("kl", '{"to": "../../etc"}', "no run id"),
