@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from models.config import ModelConfig
+from models.config import LoraConfig, ModelConfig
 from models.errors import InputError
 from scaling.config import DataConfig, ObjectiveConfig, OptimConfig, RunConfig, ScheduleConfig
 from scaling.engine.schedules import learning_rates
@@ -33,6 +33,8 @@ def test_every_field_of_a_run_enters_its_identity():
         "seed": 1,
         "dtype": "bfloat16",
         "objective": ObjectiveConfig(name="answers"),
+        "parent": "0123456789ab",
+        "lora": LoraConfig(rank=2),
     }
     assert set(changes) == {f.name for f in dataclasses.fields(RunConfig)}
     ids = {dataclasses.replace(base, **{k: v}).run_id for k, v in changes.items()} | {base.run_id}
