@@ -90,11 +90,13 @@ def work(
 
     `hooks`: those that a run may name. `training`: whether runs are trained, or only asked. Events said: begin, note,
     progress, done, preempted, failed, answered, unanswered; each with `run`. Of several hosts that train together, the
-    first chooses and the others follow; it asks by itself.
+    first chooses and the others follow; they do not ask, which is left to workers of one host.
     """
+    import jax
+
     from scaling.engine.hosts import agree, first_host
 
-    queue, leases, asking = Queue(folder), Leases(), Asking(folder)
+    queue, leases, asking, alone = Queue(folder), Leases(), Asking(folder), jax.process_count() == 1
     while True:
         queue.refresh()
         with contextlib.ExitStack() as stack:
@@ -104,7 +106,7 @@ def work(
                     chosen = LATER
                 elif training:
                     chosen, held = queue.choose(stack, leases)
-                if held is None and not stop() and (asked := asking.choose(stack, leases)):
+                if held is None and alone and not stop() and (asked := asking.choose(stack, leases)):
                     chosen = ASK
                 for run, failure in queue.refusals:
                     report_failure(run, failure, say)
