@@ -6,6 +6,7 @@ because a dashboard did.
 
 import importlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +29,11 @@ class TensorBoard:
     def __init__(self, config: RunConfig, folder: Path, start_step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        # The library names a file by the second and the host: two starts within one second would share a file, and the
+        # second would empty it.
+        suffix = f".{os.getpid()}.{time.time_ns()}"
+        purge = start_step + 1 if start_step else None
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge, filename_suffix=suffix)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():

@@ -323,11 +323,14 @@ def test_parts_and_meshes_do_not_matter(home, name, execution):
 
 
 def test_pairs_train_as_swarms_and_by_adapters(home):
-    runs = [dpo(tokens=20 * 400, optim=OptimConfig(lr=lr), lora=LoraConfig(rank=1)) for lr in (0.01, 0.03)]
+    """Adam makes a difference of rounding between the two programs larger, over the steps, by its division; the two
+    learning rates are far enough apart that one member's loss is not the other's.
+    """
+    runs = [dpo(tokens=20 * 400, optim=OptimConfig(lr=lr), lora=LoraConfig(rank=1)) for lr in (0.001, 0.003)]
     swarm = train_swarm([Member(run, home / f"swarm-{i}") for i, run in enumerate(runs)])
     for run, result in zip(runs, swarm, strict=True):
-        assert result.loss == pytest.approx(train(run, home / run.run_id).loss, rel=1e-5)
-    assert swarm[0].loss != swarm[1].loss
+        assert result.loss == pytest.approx(train(run, home / run.run_id).loss, rel=1e-4)
+    assert swarm[0].loss / swarm[1].loss > 1.05
 
 
 def test_a_reward_model_hands_its_head_down(home):

@@ -36,14 +36,16 @@ def inputs(mesh):
 
 
 def trained(**changes):
-    """(losses [STEPS], parameters, text of the program before XLA)."""
+    """(losses [STEPS], parameters at the start, and at the end, text of the program before XLA)."""
     execution = Execution(**(PLAIN | changes))
     mesh = make_mesh(execution.mesh)
     program = program_for(CONFIG, execution, mesh)
     frozen, data, rate, decay = inputs(mesh)
     text = program.steps.lower(program.abstract_state, frozen, data, rate, decay, STEPS).as_text()
-    state, metrics = program.steps(program.init(jax.random.key(0)), frozen, data, rate, decay, STEPS)
-    return np.asarray(metrics["loss"])[:STEPS], jax.device_get(state["params"]), text
+    state = program.init(jax.random.key(0))
+    start = jax.device_get(state["params"])
+    state, metrics = program.steps(state, frozen, data, rate, decay, STEPS)
+    return np.asarray(metrics["loss"])[:STEPS], start, jax.device_get(state["params"]), text
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +77,20 @@ def reference():
     ids=str,
 )
 def test_the_way_of_computing_does_not_change_the_result(reference, changes):
-    losses, params, text = reference
-    other_losses, other_params, other_text = trained(**changes)
+    losses, start, params, text = reference
+    other_losses, _, other_params, other_text = trained(**changes)
     assert other_text != text  # one program against itself would prove nothing
     assert losses[-1] < losses[0] - 0.3  # it learns: wrong gradients would show
     np.testing.assert_allclose(other_losses, losses, atol=1e-5, rtol=0)
-    # Adam divides a gradient by its own size, so a parameter's rounding can be larger than the loss's.
-    for a, b in zip(jax.tree.leaves(other_params), jax.tree.leaves(params), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4, rtol=0)
+    # Adam divides a gradient by its own size, so the rounding of one element that hardly has one can be of any size: an
+    # array is compared as a whole, with the way that it went.
+    for a, b, origin in zip(*map(jax.tree.leaves, (other_params, params, start)), strict=True):
+        assert np.linalg.norm(a - b) < 1e-3 * np.linalg.norm(b - origin)
 
 
 def test_a_wrong_gradient_would_be_seen(reference, monkeypatch):
     """The comparison can fail: gradients of half a batch, as a forgotten part of an accumulation gives."""
-    losses, _, _ = reference
+    losses, *_ = reference
     mesh = make_mesh()
     program = program_for(CONFIG, Execution(**PLAIN), mesh)
     frozen, data, rate, decay = inputs(mesh)
@@ -160,7 +163,7 @@ GOLDEN = {1: 4.15888, 2: 3.95525, 4: 3.25463, 8: 1.97232}  # nats/token, by step
 
 
 def test_golden_losses_of_a_tiny_run(reference):
-    losses, _, _ = reference
+    losses, *_ = reference
     found = {step: round(float(losses[step - 1]), 5) for step in (1, 2, 4, 8)}
     assert found == pytest.approx(GOLDEN, abs=2e-4), (
         f"the losses of a run that has not changed are now {found}: the numbers of every run change with it. If that "

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 from contextlib import nullcontext
 from typing import ClassVar
 
@@ -70,6 +71,14 @@ def test_tensorboard_holds_the_curve_of_a_stopped_and_resumed_run(config, tmp_pa
     assert sorted(losses) == curve["step"].to_pylist()
     assert [losses[step] for step in sorted(losses)] == curve["loss"].to_pylist()
     assert scalars(tmp_path / "tensorboard", "valid/loss")[config.steps] == pytest.approx(result.loss, rel=1e-6)
+
+
+def test_two_starts_within_one_second_write_two_files(config, tmp_path, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    for _ in range(2):
+        SINKS["tensorboard"][1](config, tmp_path, 0).finish("finished", {})
+    assert len(list(tmp_path.glob("tensorboard/events.*"))) == 2
 
 
 def test_wandb_offline(config, tmp_path, monkeypatch):

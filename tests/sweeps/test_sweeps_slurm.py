@@ -177,7 +177,7 @@ def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corp
     wait_for(lambda: logs().count('"begin"') == 2, 60, "the two trunks")
     time.sleep(1)
     slurm_cluster.ask(cluster, "srun", "-p", "high", "-N2", "-n4", "--immediate=15", "sleep", "1")
-    assert logs().count('"preempted"') == 2, f"both save at Slurm's signal: {logs()}"
+    wait_for(lambda: logs().count('"preempted"') == 2, 30, "both trunks saved at Slurm's signal")
     wait_for_end(folder, 90)
     resumed = [json.loads(p.read_text())["timing"]["resumed_at_step"] for p in folder.glob("runs/*/result.json")]
     assert min(resumed) > 0, "no run was begun anew"
@@ -195,7 +195,7 @@ def test_a_run_over_two_nodes_is_preempted_and_goes_on(cluster, corpus, tmp_path
     logs = lambda: "".join(p.read_text() for p in two.glob("logs/slurm/*_log.out"))  # noqa: E731
     wait_for(lambda: list(two.glob("runs/*/progress.json")), 60, "the run")
     slurm_cluster.ask(cluster, "srun", "-p", "high", "-N2", "-n4", "--immediate=15", "sleep", "1")
-    assert logs().count('"preempted"') == 2, f"both hosts leave together: {logs()}"
+    wait_for(lambda: logs().count('"preempted"') == 2, 30, "both hosts left together")
     wait_for_end(two, 90)
     (result,) = [json.loads(p.read_text()) for p in two.glob("runs/*/result.json")]
     assert result["timing"]["resumed_at_step"] > 0
