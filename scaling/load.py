@@ -29,7 +29,7 @@ from scaling.data.sources import is_task
 from scaling.data.store import open_tokenizer
 from scaling.data.tokenizers import END_OF_DOCUMENT, Symbols, Tokenizer, clean
 from scaling.engine.checkpoint import Checkpointer
-from scaling.engine.parameters import fresh, frozen, parts_of, whole
+from scaling.engine.parameters import frozen, parts_of, shapes_of, whole
 from scaling.folder import read_config
 from scaling.generate import BATCH, Samples, Sampling, sample
 from scaling.result import RunResult, read_result
@@ -200,8 +200,7 @@ def read_params(folder: Path, config: RunConfig) -> Params:
     What a run trains beside or instead of the whole model (adapters, a head of its own) is put together here.
     """
     parts = parts_of(config)
-    shapes = jax.eval_shape(lambda: fresh(parts, jax.random.key(0)))
-    trained = read_final(folder, config, {"params": shapes})["params"]
+    trained = read_final(folder, config, {"params": shapes_of(parts)})["params"]
     if not config.lora.rank:
         return trained
     parent = parent_of(config, folder)

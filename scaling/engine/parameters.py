@@ -1,5 +1,6 @@
 """Which arrays of a run are trained and which are frozen, and where they begin: fresh, or as a parent left them."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -63,12 +64,19 @@ def whole(parts: Parts, trained: Any, frozen: Any) -> Any:
     return adapters.merged(parts.lora, frozen, trained) if parts.lora.rank else trained
 
 
+@functools.lru_cache(maxsize=128)
+def shapes_of(parts: Parts, boxed: bool = False) -> Any:
+    """Shapes and dtypes of what is trained, a tree of ShapeDtypeStruct. Kept: the model is traced for them."""
+    if not boxed:
+        return nn.unbox(shapes_of(parts, boxed=True))
+    return jax.eval_shape(lambda: fresh(parts, jax.random.key(0), boxed=True))
+
+
 def abstract(parts: Parts, mesh: Mesh | AbstractMesh) -> Any:
     """Shapes and shardings of what is trained, a tree of ShapeDtypeStruct."""
-    boxed = jax.eval_shape(lambda: fresh(parts, jax.random.key(0), boxed=True))
-    shardings = param_shardings(mesh, boxed)
+    places = param_shardings(mesh, shapes_of(parts, boxed=True))
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), nn.unbox(boxed), shardings
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes_of(parts), places
     )
 
 

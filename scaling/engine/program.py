@@ -25,7 +25,7 @@ from scaling.alike import compiled_optim
 from scaling.config import OptimConfig, RunConfig
 from scaling.data.batches import cut
 from scaling.engine.optim import decays, make_direction
-from scaling.engine.parameters import Parts, abstract, fresh, inherited, whole
+from scaling.engine.parameters import Parts, abstract, fresh, inherited, shapes_of, whole
 from scaling.engine.sharding import batch_sharding, layout, like_params, replicated
 from scaling.execution import Execution
 from scaling.objectives import Objective, find
@@ -179,11 +179,11 @@ def fresh_state(parts: Parts, optimizer: optax.GradientTransformation, key: jax.
 @functools.lru_cache(maxsize=32)
 def abstract_state(parts: Parts, optim: OptimConfig, mesh: Mesh | AbstractMesh) -> Any:
     """Shapes, dtypes and shardings of a run's state; nothing is computed, and an abstract mesh needs no devices."""
-    optimizer, params = make_direction(optim, parts.model), abstract(parts, mesh)
-    shapes = jax.eval_shape(lambda key: fresh_state(parts, optimizer, key), jax.random.key(0))
-    places = jax.tree.map(lambda x: x.sharding, params)
-    shardings = {"params": places, "opt": like_params(mesh, shapes["opt"], params, places)}
-    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
+    params = abstract(parts, mesh)
+    opt = jax.eval_shape(make_direction(optim, parts.model).init, shapes_of(parts))
+    places = like_params(mesh, opt, params, jax.tree.map(lambda x: x.sharding, params))
+    of_opt = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), opt, places)
+    return {"params": params, "opt": of_opt}
 
 
 class Functions(NamedTuple):

@@ -4,10 +4,14 @@ So a worker looks at few files: it remembers the runs that are over (a result is
 in the order of their cost and looks no further, and asks about a run that it could not take the more rarely, the longer
 it has asked. over/ in the sweep's folder has an empty file for each run that is over, so that one listing tells of all;
 where a file is missing, the run itself is looked at.
+
+A run that takes no longer than its program takes to load is best trained where that is loaded: of such runs a worker
+takes first those whose program it has, then those whose program nobody has.
 """
 
 import contextlib
 import errno
+import functools
 import os
 import time
 import zlib
@@ -15,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from models.errors import InputError
-from scaling.alike import same_program, same_swarm, same_trunk
+from scaling.alike import same_speed, same_swarm, same_trunk
 from scaling.config import RunConfig
 from scaling.engine.lease import Busy, Held, Leases, holder, lease
 from scaling.failure import Failure
@@ -30,6 +34,7 @@ LOOKS = 10  # in the time that something has been waited for, between these boun
 NOTHING, LATER = -1, -2
 HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes
 MEMORY_SHARE = 0.9  # of it, for all workers together; the bytes of a run are an estimate
+SHORT = 3e10  # FLOPs that take no longer, on a core, than a program takes to load
 SMALL = 0.02  # of it: runs below are not counted, as no machine has so many cores for so little memory
 
 
@@ -40,7 +45,7 @@ class Queue:
         self.folder, self.clock = folder, clock
         self.over: set[str] = set()  # runs that have a result
         self.finished: set[str] = set()  # of these, those that others need and that have not diverged
-        self.numbers: dict[RunConfig, int] = {}  # of programs
+        self.numbers: dict[RunConfig, int] = {}  # of programs, by what makes their steps alike
         self.compiled: set[int] = set()  # programs that this worker has ready
         self.refusals: list[tuple[str, Failure]] = []  # runs found not to be trainable, not reported yet
         self.troubled: dict[str, float] = {}  # runs whose folder could not be used at the last look: since when
@@ -51,7 +56,7 @@ class Queue:
     def follow(self, launch: str, units: Sequence[Unit]) -> None:
         self.launch, self.units = launch, tuple(units)
         self.by_id = {unit.run_id: unit for unit in units}
-        self.programs = [self.numbers.setdefault(same_program(u.config), len(self.numbers)) for u in units]
+        self.programs = [self.numbers.setdefault(same_speed(u.config), len(self.numbers)) for u in units]
         self.groups = by_group(units)
         self.order = sorted(range(len(units)), key=lambda i: -units[i].flops)
         self.attempts = Attempts(self.folder / "runs", launch)
@@ -93,7 +98,7 @@ class Queue:
             self.over.update(self.by_id.keys() & os.listdir(self.folder / "over"))
         waiting = self.open_units()
         while waiting:
-            for i in sorted(waiting, key=self.loads):  # else the most expensive first
+            for i in sorted(waiting, key=functools.partial(self.loads, self.begun(waiting))):  # else the dearest first
                 unit = self.units[i]
                 if reason := self.unmet(unit):
                     self.refuse(unit.run_id, reason)
@@ -122,9 +127,19 @@ class Queue:
         """Whether this launch does no more for a run, as far as has been seen."""
         return run in self.over or run in self.given_up
 
-    def loads(self, i: int) -> bool:
-        """Whether a unit, short as a branch is, would have this worker load a program for it: better another's."""
-        return self.units[i].after is not None and self.programs[i] not in self.compiled
+    def begun(self, waiting: Iterable[int]) -> set[int]:
+        """The programs of runs that someone has begun: looked up where one of those waiting is short."""
+        if not any(self.units[i].flops < SHORT for i in waiting):
+            return set()
+        names = set(os.listdir(self.folder / "runs"))
+        return {program for unit, program in zip(self.units, self.programs, strict=True) if unit.run_id in names}
+
+    def loads(self, begun: set[int], i: int) -> int:
+        """What a unit would have this worker load for it, the less the better; 0 where the unit is long."""
+        unit, program = self.units[i], self.programs[i]
+        if program in self.compiled or (unit.flops >= SHORT and unit.after is None):
+            return 0
+        return 2 if unit.after is not None or program in begun else 1  # better another's that has it loaded
 
     def unmet(self, unit: Unit) -> str:
         """Why a run that this one needs will never be there to start from; empty where it is or may be yet."""

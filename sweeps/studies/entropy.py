@@ -39,13 +39,13 @@ AXES = {"N": "n_compute", "D": "tokens"}
 THEORY = {"alpha": lambda a: a, "beta": lambda a: a / (1 + a)}  # Hutter 2102.04074, Michaud 2303.13506
 
 
-def shape(size: str, vocab_size: int, dial: float) -> ModelConfig:
+def shape(size: str, vocab_size: int, dial: float, layers: int) -> ModelConfig:
     """Two heads at every size, so that width alone changes: with heads 16 wide, S2 has one and lies 4 % off the law."""
     d = width(WIDTHS[size], dial)
-    return ModelConfig(vocab_size=vocab_size, d_model=d, n_layers=2, n_heads=2, rope_theta=100.0)
+    return ModelConfig(vocab_size=vocab_size, d_model=d, n_layers=layers, n_heads=2, rope_theta=100.0)
 
 
-def runs_of(source: str, sizes: tuple[str, ...], D: tuple[float, ...], dial: float) -> Runs:
+def runs_of(source: str, sizes: tuple[str, ...], D: tuple[float, ...], dial: float, layers: int = 2) -> Runs:
     vocab = open_store(source, "symbols").vocab_size
     base = RunConfig(
         data=DataConfig(source=source, tokenizer="symbols", seq_len=T, valid_tokens=256 * T, seed=1),
@@ -53,7 +53,7 @@ def runs_of(source: str, sizes: tuple[str, ...], D: tuple[float, ...], dial: flo
         schedule=ScheduleConfig(warmup_tokens=51_200),
     )
     axes = {
-        "model": [shape(size, vocab, dial) for size in sizes],
+        "model": [shape(size, vocab, dial, layers) for size in sizes],
         "tokens": [tokens(d, dial) for d in D],
     }
     return grid(axes, base, rated("facts"))
@@ -61,16 +61,16 @@ def runs_of(source: str, sizes: tuple[str, ...], D: tuple[float, ...], dial: flo
 
 def study(dial: float = 1.0, tiny: bool = False) -> Study:
     M = 1e6
-    sizes, few, D = SIZES, SIZES[:4], (0.5 * M, M, 2 * M, 4 * M, 8 * M)
+    sizes, few, D, made = SIZES, SIZES[:4], (0.5 * M, M, 2 * M, 4 * M, 8 * M), {"dial": dial}
     if tiny:
-        sizes, few, D, dial = SIZES[:3], SIZES[:1], (M, 2 * M, 4 * M), 0.01
-    main = runs_of(MAIN, sizes, D, dial)
-    again = runs_of(MAIN, ("S1", "S3"), D[:-1], dial)
+        sizes, few, D, made = SIZES[:3], SIZES[:1], (M, 2 * M, 4 * M), {"dial": 0.01, "layers": 1}
+    main = runs_of(MAIN, sizes, D, **made)
+    again = runs_of(MAIN, ("S1", "S3"), D[:-1], **made)
     controls = union(
-        runs_of(NOISY, few, D[:4], dial),
-        runs_of(STEEP, few, D[:4], dial),
-        seeds(runs_of(REDRAWN, ("S1", "S3"), (4 * M,), dial), 2),
-        runs_of(GRAPH, few, D[:4], dial),
+        runs_of(NOISY, few, D[:4], **made),
+        runs_of(STEEP, few, D[:4], **made),
+        seeds(runs_of(REDRAWN, ("S1", "S3"), (4 * M,), **made), 2),
+        runs_of(GRAPH, few, D[:4], **made),
     )
     runs = union(main, seeds(again, 2 if tiny else 3), controls)
     return Study(
