@@ -3,6 +3,7 @@
 The chance p of each chain is exact, and with it pass@k for any k. Its noise is that of the chains that were asked for.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -32,12 +33,18 @@ def coverage_fits(frame: pd.DataFrame) -> tuple[Fits, int]:
     found, out = {}, 0
     for run, rows in rows_of(frame, "hops2", metric="p").groupby("run"):
         try:
-            found[run] = fit_passes(KS, p=rows["value"].to_numpy(), fit_up_to=FIT_UP_TO, draws=100)
+            found[run] = fit_of(tuple(rows["value"]))
         except AnalysisInputError:
             out += 1
     if not found:
         raise InputError("coverage: no run has a pass@k between 0 and 1 at every k")
     return found, out
+
+
+@functools.lru_cache(maxsize=256)
+def fit_of(p: tuple[float, ...]) -> Mapping[str, PassFit]:
+    """Kept, as several claims and a figure stand on the same fits."""
+    return fit_passes(KS, p=np.array(p), fit_up_to=FIT_UP_TO, draws=100)
 
 
 def of_every_run(verdict: Verdict, n_out: int) -> Verdict:

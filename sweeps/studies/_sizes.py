@@ -21,8 +21,9 @@ def model(size: str, vocab_size: int, dial: float = 1.0, **kind: Any) -> ModelCo
     return of_width(width(WIDTHS[size], dial), vocab_size, **kind)
 
 
-def of_width(d_model: int, vocab_size: int, **kind: Any) -> ModelConfig:
-    return ModelConfig(vocab_size=vocab_size, d_model=d_model, n_layers=2, n_heads=max(1, d_model // HEAD), **kind)
+def of_width(d_model: int, vocab_size: int, n_layers: int = 2, **kind: Any) -> ModelConfig:
+    heads = max(1, d_model // HEAD)
+    return ModelConfig(vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=heads, **kind)
 
 
 def width(d_model: int, dial: float = 1.0) -> int:

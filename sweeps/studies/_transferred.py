@@ -60,12 +60,13 @@ def based(source: str, batch_size: int, warmup: int, objective: str, seed: int =
     )
 
 
-def sized(sizes: tuple[str, ...], D: tuple[float, ...], dial: float) -> dict[str, list]:
-    return {"model": [model(s, V, dial, rope_theta=100.0) for s in sizes], "tokens": [tokens(d, dial) for d in D]}
+def sized(sizes: tuple[str, ...], D: tuple[float, ...], dial: float, layers: int) -> dict[str, list]:
+    models = [model(size, V, dial, n_layers=layers, rope_theta=100.0) for size in sizes]
+    return {"model": models, "tokens": [tokens(d, dial) for d in D]}
 
 
-def pretraining(sizes: tuple[str, ...], D: tuple[float, ...], count: int, dial: float) -> Runs:
-    return seeds(grid(sized(sizes, D, dial), based(BASE, 16, 51_200, "next_token"), rated("facts")), count)
+def pretraining(sizes: tuple[str, ...], D: tuple[float, ...], count: int, dial: float, layers: int) -> Runs:
+    return seeds(grid(sized(sizes, D, dial, layers), based(BASE, 16, 51_200, "next_token"), rated("facts")), count)
 
 
 def planned(
@@ -75,7 +76,7 @@ def planned(
     most tokens, else with all facts shared and on all but the most tokens.
     """
     cells: dict[str, dict[str, Any]] = {}
-    most = max(parent.tokens for parent in parents)
+    most, layers = max(parent.tokens for parent in parents), parents[0].model.n_layers
 
     def add(runs: Runs, arm: str, parent: RunConfig | None = None) -> Runs:
         of = {} if parent is None else {"D_p": parent.trained_tokens, "main": parent.tokens == most}
@@ -85,7 +86,7 @@ def planned(
     parts = []
     for seed in sorted({parent.seed for parent in parents}):
         base = based(asked(NONE, seed), BATCH, 5_600, "answers_only", seed)
-        parts.append(add(grid(sized(sizes, D_scratch, dial), base, rated("facts", FROM_SCRATCH)), "scratch"))
+        parts.append(add(grid(sized(sizes, D_scratch, dial, layers), base, rated("facts", FROM_SCRATCH)), "scratch"))
     for parent in parents:
         main = parent.tokens == most
         axes = {"tokens": [tokens(d, dial) for d in (D_F if main else D_F[:-1])]}

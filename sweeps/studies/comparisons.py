@@ -10,6 +10,7 @@ and beta at once; and policies trained by DPO on the same pairs. Laws: Gao et al
 
 import functools
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -62,6 +63,14 @@ class Cell:
 Plan = dict[RunConfig, Cell]  # of a proxy's cell there is a run a horizon
 
 
+class Dialled(NamedTuple):
+    """What the dial sets of a run: the multiple of its compute, layers, and pairs that it is validated on."""
+
+    dial: float
+    layers: int = 2
+    held: int = 4_096
+
+
 def study(dial: float = 1.0, tiny: bool = False) -> Study:
     plan, M = (tiny_plan(), 2_048) if tiny else (full_plan(dial), 65_536)
     cells = {config.run_id: cell for config, cell in plan.items()}
@@ -89,35 +98,36 @@ def study(dial: float = 1.0, tiny: bool = False) -> Study:
 
 
 def full_plan(dial: float) -> Plan:
-    policy = policy_of(width(SIZES["S3"], dial), tokens(1e6, dial))
+    policy, set_by = policy_of(width(SIZES["S3"], dial), tokens(1e6, dial)), Dialled(dial)
     plan = {policy: Cell("policy")}
     for size in SIZES:
         for pairs in (3_000, 10_000) if size == HELD_SIZE else EPOCHS:
             for seed in range(1 if size == HELD_SIZE or pairs == max(EPOCHS) else 2):
-                plan |= proxies("proxy", NOISY, size, pairs, seed, dial)
+                plan |= proxies("proxy", NOISY, size, pairs, seed, set_by)
     for seed in range(4):
-        plan |= proxies("coin", COIN, "S1", 3_000, seed, dial)
+        plan |= proxies("coin", COIN, "S1", 3_000, seed, set_by)
     for seed in range(3):
-        plan |= proxies("straight", STRAIGHT, "S1", 10_000, seed, dial)
+        plan |= proxies("straight", STRAIGHT, "S1", 10_000, seed, set_by)
     for pairs in (1_000, 3_000, 10_000):
         for beta in BETAS:
             for seed in range(2):
-                plan |= pushed_by_dpo(policy, pairs, beta, seed, dial)
+                plan |= pushed_by_dpo(policy, pairs, beta, seed, set_by)
     return plan
 
 
 def tiny_plan() -> Plan:
-    policy = policy_of(SIZES["S1"], 64 * T * 32)
+    set_by = Dialled(0.1, layers=1, held=512)
+    policy = policy_of(SIZES["S1"], 64 * T * 32, set_by.layers)
     plan = {policy: Cell("policy")}
     for size, pairs in (("d8", 300), ("d8", 1_000), ("S1", 300), ("S1", 1_000), ("S1", 3_000)):
-        plan |= proxies("proxy", NOISY, size, pairs, 0, 0.1)
-    plan |= proxies("coin", COIN, "S1", 300, 0, 0.1) | proxies("straight", STRAIGHT, "S1", 300, 0, 0.1)
-    return plan | pushed_by_dpo(policy, 300, 1.0, 0, 0.1)
+        plan |= proxies("proxy", NOISY, size, pairs, 0, set_by)
+    plan |= proxies("coin", COIN, "S1", 300, 0, set_by) | proxies("straight", STRAIGHT, "S1", 300, 0, set_by)
+    return plan | pushed_by_dpo(policy, 300, 1.0, 0, set_by)
 
 
-def policy_of(d_model: int, D: int) -> RunConfig:
+def policy_of(d_model: int, D: int, layers: int = 2) -> RunConfig:
     return RunConfig(
-        model=of_width(d_model, vocab_size(), rope_theta=100.0),
+        model=of_width(d_model, vocab_size(), layers, rope_theta=100.0),
         data=DataConfig(source="markov", tokenizer="symbols", seq_len=T, valid_tokens=2_048 * T),
         optim=OptimConfig(lr=0.01, b2=0.98),
         schedule=ScheduleConfig(warmup_tokens=100 * BATCH * T),
@@ -131,17 +141,17 @@ def vocab_size() -> int:
     return open_store(NOISY, "symbols").vocab_size
 
 
-def data(source: str, pairs: int, seed: int) -> DataConfig:
+def data(source: str, pairs: int, seed: int, held: int) -> DataConfig:
     """Seeds differ in the pairs that are drawn too: what is learned from few pairs hangs on which."""
-    return DataConfig(source, "symbols", T, seed=seed, repeat=True, unique_tokens=pairs * T, valid_tokens=4_096 * T)
+    return DataConfig(source, "symbols", T, seed=seed, repeat=True, unique_tokens=pairs * T, valid_tokens=held * T)
 
 
-def proxies(arm: str, source: str, size: str, nominal: int, seed: int, dial: float) -> Plan:
+def proxies(arm: str, source: str, size: str, nominal: int, seed: int, set_by: Dialled) -> Plan:
     """The horizons of a reward model, which share a trunk."""
-    d_model, pairs = width(SIZES[size], dial), tokens(nominal, dial)
+    d_model, pairs = width(SIZES[size], set_by.dial), tokens(nominal, set_by.dial)
     base = RunConfig(
-        model=of_width(d_model, vocab_size(), rope_theta=100.0),
-        data=data(source, pairs, seed),
+        model=of_width(d_model, vocab_size(), set_by.layers, rope_theta=100.0),
+        data=data(source, pairs, seed, set_by.held),
         optim=OptimConfig(lr=float(f"{RATE * (32 / d_model) ** 0.5:.3g}"), b2=0.98),
         schedule=ScheduleConfig(warmup_tokens=20 * BATCH * T),
         batch_size=BATCH,
@@ -152,11 +162,11 @@ def proxies(arm: str, source: str, size: str, nominal: int, seed: int, dial: flo
     return {replace(base, tokens=epochs * pairs * T): cell for epochs in EPOCHS[nominal]}
 
 
-def pushed_by_dpo(policy: RunConfig, nominal: int, beta: float, seed: int, dial: float) -> Plan:
+def pushed_by_dpo(policy: RunConfig, nominal: int, beta: float, seed: int, set_by: Dialled) -> Plan:
     """DPO from the policy, on the pairs that the proxy of the same size and seed sees."""
-    pairs = tokens(nominal, dial)
+    pairs = tokens(nominal, set_by.dial)
     base = RunConfig(
-        data=data(NOISY, pairs, seed),
+        data=data(NOISY, pairs, seed, set_by.held),
         optim=OptimConfig(lr=0.001, b2=0.98, weight_decay=0.0),
         schedule=ScheduleConfig(warmup_tokens=20 * BATCH * T),
         tokens=max(EPOCHS[nominal]) * pairs * T,

@@ -39,7 +39,9 @@ def study(dial: float = 1.0, tiny: bool = False) -> Study:
     is one of parameters and bits.
     """
     if tiny:
-        return assembled(("S1",), (20_000.0,), (2**10, 2**12), (2**12, 2**13, 2**14), (32, 64), (1, stored.FULL), 1, 1)
+        return assembled(
+            ("S1",), (20_000.0,), (2**10, 2**12), (2**12, 2**13, 2**14), (32, 64), (1, stored.FULL), 1, 1, layers=1
+        )
     return assembled(SIZES, D_P, D_F, D_SCRATCH, FACTS, RANKS, 3, dial)
 
 
@@ -52,12 +54,13 @@ def assembled(
     ranks: tuple[int, ...],
     count: int,
     dial: float,
+    layers: int = 2,
 ) -> Study:
     """count: seeds of what is stored; transfer has one less, at least one."""
-    every = transferred.pretraining(sizes, D_p, count, dial)
+    every = transferred.pretraining(sizes, D_p, count, dial, layers)
     parents = where(every, lambda run: run.seed < max(1, count - 1))
     asked, cells = transferred.planned(parents, sizes, D_scratch, D_F, dial)
-    bases = transferred.pretraining(("S3",) if "S3" in sizes else sizes[:1], D_p[-1:], count, min(dial, 1.0))
+    bases = transferred.pretraining(("S3",) if "S3" in sizes else sizes[:1], D_p[-1:], count, min(dial, 1.0), layers)
     whole = MIDDLE in facts
     middle, shares = (MIDDLE, stored.SHARES) if whole else (facts[0], stored.SHARES[-1:])
     stores, held = stored.planned(bases, facts, ranks, middle, shares, whole)

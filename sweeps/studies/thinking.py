@@ -31,7 +31,9 @@ COST = "1.1e13 FLOPs"
 M = 1e6
 
 
-def runs_of(source: str, sizes: Sequence[str], D: Sequence[float], T: int, world: str, dial: float) -> Runs:
+def runs_of(
+    source: str, sizes: Sequence[str], D: Sequence[float], T: int, world: str, dial: float, layers: int = 2
+) -> Runs:
     vocab = open_store(source, "symbols").vocab_size
     base = RunConfig(
         data=DataConfig(source=source, tokenizer="symbols", seq_len=T, valid_tokens=256 * T),
@@ -40,7 +42,7 @@ def runs_of(source: str, sizes: Sequence[str], D: Sequence[float], T: int, world
         objective=ObjectiveConfig("answers_only"),
     )
     axes = {
-        "model": [model(size, vocab, dial, rope_theta=100.0) for size in sizes],
+        "model": [model(size, vocab, dial, n_layers=layers, rope_theta=100.0) for size in sizes],
         "tokens": [tokens(d, dial) for d in D],
     }
     return grid(axes, base, rated(world))
@@ -49,20 +51,20 @@ def runs_of(source: str, sizes: Sequence[str], D: Sequence[float], T: int, world
 def study(dial: float = 1.0, tiny: bool = False) -> Study:
     facts, signs, thinkers = ("S1", "S3", "S5"), ("S1", "S3", "S4"), ("S1", "S3")
     D_facts, D_plain, D_signs, D_short = (0.6, 1.2, 2.4), (1.2,), (0.4, 0.8, 1.6, 3.2), (0.5, 1, 2)
-    n, problems, count, T_short = 170, 256, 2, 13
+    n, problems, count, T_direct, T_short, layers = 170, 256, 2, 17, 13, 2
     if tiny:
         facts, signs, thinkers = ("S1",), ("S1",), ("S1",)
-        D_facts, D_plain, D_signs, D_short = (1, 2), (1,), (1, 2), (2,)
-        n, problems, count, dial = 8, 24, 1, 0.01
-        T_short = 19  # the program of the thinking runs
+        D_facts, D_plain, D_signs, D_short = (2,), (2,), (1, 2), (2,)
+        n, problems, count, dial, layers = 8, 24, 1, 0.01, 1
+        T_direct = T_short = 19  # the program of the thinking runs
     few = facts[:2]
     largest = model(signs[-1], 1, dial).d_model
-    traced = runs_of(TRACE, facts, [d * M for d in D_facts], 36, "facts", dial)
-    again = runs_of(TRACE, few, [d * M for d in D_facts], 36, "facts", dial)
-    plain = runs_of(PLAIN, few, [d * M for d in D_plain], 36, "facts", dial)
-    direct = runs_of(DIRECT, signs, [d * M for d in D_signs], 17, "signs", dial)
-    thinking = runs_of(THINKING, thinkers, [d * M for d in D_short], 19, "signs", dial)
-    short = runs_of(SHORT, thinkers[-1:], [d * M for d in D_short], T_short, "signs", dial)
+    traced = runs_of(TRACE, facts, [d * M for d in D_facts], 36, "facts", dial, layers)
+    again = runs_of(TRACE, few, [d * M for d in D_facts], 36, "facts", dial, layers)
+    plain = runs_of(PLAIN, few, [d * M for d in D_plain], 36, "facts", dial, layers)
+    direct = runs_of(DIRECT, signs, [d * M for d in D_signs], T_direct, "signs", dial, layers)
+    thinking = runs_of(THINKING, thinkers, [d * M for d in D_short], 19, "signs", dial, layers)
+    short = runs_of(SHORT, thinkers[-1:], [d * M for d in D_short], T_short, "signs", dial, layers)
     ends = {tokens(d * M, dial) for d in (D_signs[-1], D_short[-1])}
 
     def is_curve(config: RunConfig) -> bool:
