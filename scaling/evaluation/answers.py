@@ -45,7 +45,7 @@ class Answers(Evaluation):
         rows = [
             mean_row("answer_logprob", logprob),
             mean_row("margin", margin),
-            mean_row("accuracy", right),
+            share_row("accuracy", right),
             *pass_at_k(np.exp(logprob), self.k),
         ]
         margin = margin_BT[answer_BT]
@@ -55,9 +55,19 @@ class Answers(Evaluation):
 
 
 def mean_row(metric: str, values: np.ndarray, **axes: float | str) -> Row:
-    """The mean, with the standard error between values; of a share that is binomial."""
+    """The mean, with the standard error between values."""
     values = np.asarray(values, np.float64)
     return row(metric, values.mean(), values.std() / np.sqrt(max(1, len(values) - 1)), len(values), **axes)
+
+
+def share_row(metric: str, values: np.ndarray, **axes: float | str) -> Row:
+    """The mean of values from 0 to 1, such as whether each answer is right. Where all are 0, or all 1, its noise is not
+    0, but that of the share (k + 1)/(n + 2) of k right in n.
+    """
+    found, n = mean_row(metric, values, **axes), len(values)
+    if found["value"] in (0, 1):
+        found["stderr"] = float(np.sqrt((n + 1) / n) / (n + 2))
+    return found
 
 
 def each_row(metric: str, values: Iterable[float], problems: Iterable[int], n: int = 1) -> list[Row]:

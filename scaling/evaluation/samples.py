@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from scaling.evaluation import Evaluation, Row, row
+from scaling.evaluation import Evaluation, Row
 from scaling.evaluation._rows import task_of
-from scaling.evaluation.answers import each_row, mean_row
+from scaling.evaluation.answers import each_row, mean_row, share_row
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Samples(Evaluation):
             [[self.score(task, e, text) for text in texts] for e, texts in zip(examples, texts_NS, strict=True)]
         )
         right_NS = score_NS >= 1
-        share = right_NS[:, 0].mean()
         rows = [
-            row("accuracy", share, np.sqrt(share * (1 - share) / n), n),
+            share_row("accuracy", right_NS[:, 0]),
             mean_row("score", score_NS.mean(axis=1)),
         ]
         right_N = right_NS.sum(axis=1)
         rows += each_row("right", right_N, range(n), self.samples) if self.each else []
-        return [*rows, *(mean_row("pass@k", [unbiased(self.samples, int(c), k) for c in right_N], k=k) for k in self.k)]
+        found = {k: [unbiased(self.samples, int(c), k) for c in right_N] for k in self.k}
+        return [*rows, *(share_row("pass@k", values, k=k) for k, values in found.items())]
 
     def score(self, task: Any, example: Any, text: np.ndarray) -> float:
         """Of what was written, as far as the right answer is long: problems of several lengths are written together."""

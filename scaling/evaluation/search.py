@@ -21,7 +21,7 @@ from scaling.data.sources.signs import MINUS, PLUS, Signs
 from scaling.evaluation import Evaluation, Row, row
 from scaling.evaluation._asker import forward_flops
 from scaling.evaluation._rows import task_of
-from scaling.evaluation.answers import mean_row
+from scaling.evaluation.answers import share_row
 from scaling.evaluation.enumerate import measured
 
 NEVER = -1e4  # log p of what is never written
@@ -78,7 +78,7 @@ class Search(Evaluation):
         for arm, budget, right_N, tokens_N in arms(tree, self.budgets, self.draws, seed):
             axes = {"arm": arm, "budget": budget}
             spent = {"tokens_read": float(np.mean(tokens_N)), "flops_a_problem": float(np.mean(tokens_N) * a_token)}
-            rows.append(mean_row("accuracy", right_N, **axes, **spent))
+            rows.append(share_row("accuracy", right_N, **axes, **spent))
             for block, part in enumerate(np.array_split(right_N, self.blocks) if self.blocks else ()):
                 rows.append(row("block_accuracy", part.mean(), 0.0, len(part), block=block, **axes))
         return rows

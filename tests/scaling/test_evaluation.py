@@ -17,7 +17,7 @@ from scaling.engine.loop import train
 from scaling.evaluate import EvaluationConfig, evaluate, path_of, read_evaluations
 from scaling.evaluation._asker import Asker, Stopped, forward_flops
 from scaling.evaluation._rows import answers_of
-from scaling.evaluation.answers import calibration_row, pass_at_k
+from scaling.evaluation.answers import calibration_row, pass_at_k, share_row
 from scaling.evaluation.enumerate import measured, tree_logprobs
 from scaling.evaluation.samples import unbiased
 from scaling.load import load
@@ -231,6 +231,16 @@ def test_calibration_error_of_a_planted_gap():
     row = calibration_row(np.full(10_000, 0.75), right)
     assert row["value"] == pytest.approx(0.15)
     assert row["stderr"] == pytest.approx(np.sqrt(0.6 * 0.4 / 10_000))
+
+
+def test_none_right_does_not_mean_no_noise():
+    """Rule of three (Hanley & Lippman-Hand 1983): of none in n the 95 % upper bound is about 3 / n."""
+    found = share_row("accuracy", np.zeros(100, bool))
+    assert found["value"] == 0
+    assert 0.5 * 3 / 100 < 1.64 * found["stderr"] < 3 / 100
+    assert share_row("accuracy", np.ones(100))["stderr"] == found["stderr"]
+    half = share_row("accuracy", np.arange(100) < 50)
+    assert half["stderr"] == pytest.approx(np.sqrt(0.25 / 99))
 
 
 def test_every_evaluation_has_a_summary_and_works_without_options():
