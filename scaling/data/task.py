@@ -215,7 +215,9 @@ def world(kind: type, spec: str, rest: str) -> Any:
     known, values = fields_of(kind), {}
     for part in filter(None, rest.split(",")):
         name, sign, text = part.partition("=")
-        if not sign or name not in known:
+        if not sign and name in known:
+            raise InputError(f"source: {spec!r}: {name} has no value; write {name}={known[name][0].default}")
+        if name not in known:
             guess = did_you_mean(name, known)
             raise InputError(f"source: {spec!r} has an unknown option {part!r}{guess} (known: {', '.join(known)})")
         if name in values:

@@ -62,7 +62,7 @@ def test_the_version_is_that_of_the_content(corpus, tmp_path):
     [
         ("soto", "did you mean 'sotu'"),
         ("txt:*.txt", "did you mean 'text'"),
-        ("text:", "unknown 'text:'"),
+        ("text:", "'text:' is incomplete, or has too much; write it as 'text:GLOB'"),
         ("text:{root}/*.csv", "matches no file"),
         ("text:{root}/a.txt?feild=body", "did you mean 'field'"),
         ("text:{root}/b.jsonl?field=bodi", "did you mean 'body'? (it has: text, body)"),

@@ -146,7 +146,7 @@ def test_on_a_mesh(mesh, tmp_path):
         ({"source": "facts:epps=0.1"}, "unknown option 'epps=0.1', did you mean 'eps'"),
         ({"source": "facts:a=x"}, "source: 'facts:a=x': a = 'x': expected a finite number"),
         ({"source": "fact"}, "source: unknown 'fact', did you mean 'facts'"),
-        ({"source": "sotu:a=1"}, "source: unknown 'sotu:a=1'"),
+        ({"source": "sotu:a=1"}, "source: 'sotu:a=1' is incomplete, or has too much"),
         ({"source": "facts:form=qa", "seq_len": 6}, "a question of facts and its answer take 7 tokens"),
     ],
 )  # fmt: skip

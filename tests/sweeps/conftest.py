@@ -18,8 +18,8 @@ def local_table(corpus, tmp_path_factory) -> pd.DataFrame:
     from sweeps.table import table
 
     folder = tmp_path_factory.mktemp("local") / "sweep"
-    state = local.launch(real_sweep(corpus, folder), folder)
-    assert state.finished == 4
+    state = local.launch(real_sweep(corpus, folder, chained=True), folder)
+    assert state.finished == 5
     return table(folder)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from models.config import ModelConfig
 from scaling.config import DataConfig, RunConfig
 from scaling.execution import Execution
-from sweeps.define import Sweep, grid
+from sweeps.define import Sweep, children, grid, union
 from sweeps.launch.prepare import prepare, write_launch
 
 STUB = Path(__file__).parent / "stub_worker.py"
@@ -37,11 +37,17 @@ def wait_for(condition, seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def real_sweep(corpus: str, folder: Path, sizes=(8, 16), tokens=(300_000, 600_000)) -> Sweep:
-    """Runs of some widths, prepared in `folder` as `scaling sweep` does: the shorter of each width is a branch."""
+def real_sweep(corpus: str, folder: Path, sizes=(8, 16), tokens=(300_000, 600_000), chained: bool = False) -> Sweep:
+    """Runs of some widths, prepared in `folder` as `scaling sweep` does: the shorter of each width is a branch.
+
+    chained: a run that starts from the longest of the first width, too.
+    """
     data = DataConfig(source=corpus, seq_len=32, valid_fraction=0.1, repeat=True)
     models = [ModelConfig(d_model=d, n_layers=1, n_heads=2) for d in sizes]
-    sweep = Sweep(grid({"model": models, "tokens": list(tokens)}, base=RunConfig(data=data, batch_size=2)))
+    base = RunConfig(data=data, batch_size=2)
+    runs = grid({"model": models, "tokens": list(tokens)}, base)
+    tuned = children(runs[len(tokens) - 1 : len(tokens)], {"optim.lr": [1e-3], "tokens": [100_000]}, base)
+    sweep = Sweep(union(runs, tuned) if chained else runs)
     prepare("tiny", sweep, folder)
     write_launch(sweep, folder, Execution(checkpoint_seconds=1))
     return sweep

@@ -91,7 +91,7 @@ def beside(action: Callable[[], object], seconds: float = 90):
 def test_a_task_goes_on_at_another_node_and_the_table_is_the_local_engines(cluster, corpus, request, tmp_path):
     """There is one worker, and two nodes that have what it needs: the one that it is on is lost."""
     folder = tmp_path / "sweep"
-    real_sweep(corpus, folder)
+    real_sweep(corpus, folder, chained=True)
     ask(folder, [Asked(EvaluationConfig("loss", '{"n": 8}'))])
     nodes = [cluster.add_node(num_cpus=1, resources={"spare": 1}) for _ in range(2)]
 
@@ -115,11 +115,11 @@ def test_a_task_goes_on_at_another_node_and_the_table_is_the_local_engines(clust
     with beside(lose):
         end = engine.launch(folder, Placement(workers=1, ray_resources={"spare": 1}), said.append)
     cluster.remove_node(*nodes)
-    assert (end.finished, end.left) == (4, 0), said
+    assert (end.finished, end.left) == (5, 0), said
     results = [json.loads(p.read_text()) for p in folder.glob("runs/*/result.json")]
     continued = [r for r in results if r["timing"]["resumed_at_step"] and not r.get("branched_at_step")]
     assert len(continued) == 1, "the run of the lost node goes on from its checkpoint"
-    assert len(measurements(folder)) == 4, "every run was asked"
+    assert len(measurements(folder)) == 5, "every run was asked"
     assert_same_runs(table(folder), request.getfixturevalue("local_table"))
 
 

@@ -170,7 +170,7 @@ def test_a_lost_node(cluster, tmp_path):
 @pytest.mark.slow
 def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corpus, request, tmp_path):
     folder = tmp_path / "sweep"
-    real_sweep(corpus, folder)
+    sweep = real_sweep(corpus, folder, chained=True)
     ask(folder, [Asked(EvaluationConfig("loss", '{"n": 8}'))])
     slurm.launch(folder, Placement(workers=3, partition="low"), lambda line: None)
     logs = lambda: "".join(p.read_text() for p in folder.glob("logs/slurm/*_log.out"))  # noqa: E731
@@ -179,9 +179,11 @@ def test_preempted_workers_give_the_same_table_as_the_local_engine(cluster, corp
     slurm_cluster.ask(cluster, "srun", "-p", "high", "-N2", "-n4", "--immediate=15", "sleep", "1")
     wait_for(lambda: logs().count('"preempted"') == 2, 30, "both trunks saved at Slurm's signal")
     wait_for_end(folder, 90)
-    resumed = [json.loads(p.read_text())["timing"]["resumed_at_step"] for p in folder.glob("runs/*/result.json")]
-    assert min(resumed) > 0, "no run was begun anew"
-    assert len(measurements(folder)) == 4, "and every run was asked"
+    results = [json.loads(p.read_text()) for p in folder.glob("runs/*/result.json")]
+    anew = [r["run"] for r in results if not r["timing"]["resumed_at_step"]]
+    (child,) = [c.run_id for c in sweep.runs if c.parent]
+    assert anew == [child], "no run was begun anew but the one that had to wait for its parent"
+    assert len(measurements(folder)) == 5, "and every run was asked"
     assert_same_runs(table(folder), request.getfixturevalue("local_table"))
 
 

@@ -57,7 +57,9 @@ def open_source(spec: str, cache_dir: Path | None = None) -> Source | Task:
     files = kinds()
     usage = getattr(files.get(kind), "USAGE", "")
     fits = "[:" in usage or bool(colon) == (":" in usage)
-    if kind not in files or not fits or (colon and not rest and "[:" not in usage):
+    if kind in files and not (fits and (rest or not colon or "[:" in usage)):
+        raise InputError(f"source: {spec!r} is incomplete, or has too much; write it as {usage!r}")
+    if kind not in files:
         known = ", ".join(repr(file.USAGE) for file in files.values())
         raise InputError(f"source: unknown {spec!r}{did_you_mean(kind, files)} (known: {known})")
     file = files[kind]
