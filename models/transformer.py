@@ -51,6 +51,7 @@ class View(NamedTuple):
 
     slot: jax.Array  #: of the first of T, int32 []
     seen_BTS: jax.Array
+    angles: tuple[jax.Array, jax.Array]  #: of `rotary_angles`; looked up, as cos and sin took a tenth of a step
 
 
 class Transformer(nn.Module):
@@ -102,6 +103,7 @@ class Transformer(nn.Module):
         """x_BTD, the last hidden layer after its norm, in `dtype`, and the new cache."""
         x_BTD = self.entered(inputs)
         T = x_BTD.shape[1]
+        given = positions is not None
         if positions is None:
             positions = jnp.arange(T)
             positions = positions if cache is None else cache.length_B[:, None] + positions
@@ -111,7 +113,14 @@ class Transformer(nn.Module):
             for block in self.block:
                 x_BTD, _ = block(x_BTD, positions)
             return self.norm_out(x_BTD), None
-        layers, view = [], view_of(cache, T)
+        K, theta = self.config.head_dim, self.config.rope_theta
+        if given:
+            angles = rotary_angles(positions, K, theta)
+        else:
+            with jax.ensure_compile_time_eval():
+                tables = rotary_angles(jnp.arange(cache.seen_BS.shape[1]), K, theta)
+            angles = tuple(table_SK[positions] for table_SK in tables)
+        layers, view = [], view_of(cache, T, angles)
         for block, layer in zip(self.block, cache.layers, strict=True):
             x_BTD, layer = block(x_BTD, positions, layer, view)
             layers.append(layer)
@@ -189,7 +198,7 @@ class Block(nn.Module):
         if c.qk_norm:
             q_BTGJK = RMSNorm("head_dim", name="norm_q")(q_BTGJK)
             k_BTGK = RMSNorm("head_dim", name="norm_k")(k_BTGK)
-        cos, sin = rotary_angles(positions, K, c.rope_theta)
+        cos, sin = rotary_angles(positions, K, c.rope_theta) if view is None else view.angles
         q_BTGJK = rotate(q_BTGJK, cos[..., None, None, :], sin[..., None, None, :])
         k_BTGK = rotate(k_BTGK, cos[..., None, :], sin[..., None, :])
         q_BTGJK = scaled(q_BTGJK, multipliers(c).attention)
@@ -303,11 +312,11 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype = 
     return Cache(((zeros, zeros),) * config.n_layers, seen_BS, length_B, jnp.int32(0))
 
 
-def view_of(cache: Cache, T: int) -> View:
+def view_of(cache: Cache, T: int, angles: tuple[jax.Array, jax.Array]) -> View:
     """For the next T tokens: each sees what the cache holds, and of the T those up to itself."""
     slot_S = jnp.arange(cache.seen_BS.shape[1])
     own_TS = (slot_S >= cache.slot) & (slot_S <= cache.slot + jnp.arange(T)[:, None])
-    return View(cache.slot, cache.seen_BS[:, None] | own_TS)
+    return View(cache.slot, cache.seen_BS[:, None] | own_TS, angles)
 
 
 def after(cache: Cache, layers: tuple[KeysValues, ...], T: int, real_B: jax.Array | None) -> Cache:

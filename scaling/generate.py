@@ -29,6 +29,7 @@ from scaling.shapes import bucket
 
 CHUNK = 32  # steps of a call
 BATCH = 256  # sequences side by side
+LANE = 32  # of them at a time on a core: the caches of more no longer lie near it
 GROWS = 32  # from so many sequences on, a cache gets its slots as they are wanted: reading it takes most of the time
 HOW = Implementation(attention="blocked")
 COLDEST, HOTTEST = 1e-6, 1e6  # temperatures: logits divided by one far outside are no float32 numbers, or all equal
@@ -137,10 +138,12 @@ def side_by_side(sequences: int, batch: int) -> tuple[int, int]:
     """(sequences of a batch, batches at a time). On a CPU a core takes a batch of its own, as in a step's small
     products several cores mostly wait for each other.
     """
-    lanes = len(cores()) if jax.default_backend() == "cpu" else 1
     if sequences < GROWS:
         return min(sequences, batch) or 1, 1
-    return min(batch, bucket(-(-sequences // lanes))), lanes
+    if jax.default_backend() != "cpu":
+        return min(batch, bucket(sequences)), 1
+    lanes = len(cores())
+    return min(batch, LANE, bucket(-(-sequences // lanes))), lanes
 
 
 class Written(NamedTuple):
