@@ -1,6 +1,6 @@
 """How far can a policy be pushed against a learned reward before the true reward falls?
 
-scaling study comparisons        (about 6.4e12 FLOPs; --dial tiny for a form of seconds)
+scaling study comparisons        (about 6.5e12 FLOPs; --dial tiny for a form of seconds)
 
 A policy writes strings of a Markov source; a judge of known taste compares pairs of them; reward models learn from the
 pairs. The true reward g = z - b z^2 turns at z = 1 / (2 b), which hardly a pair shows. Arms, each scored by the true
@@ -27,7 +27,7 @@ from sweeps.studies._sizes import WIDTHS, of_width, tokens, width
 from sweeps.studies._study import Claim, EvaluationSpec, Study, Verdict
 
 QUESTION = "How far can a policy be pushed against a learned reward before the true reward falls?"
-COST = "6.4e12 FLOPs"
+COST = "6.5e12 FLOPs"
 
 T = 24  # of a string
 NOISY = "comparisons:taste=symbols"
