@@ -1,6 +1,7 @@
 """The rows that an evaluation asks about: of a run's own source or another, from the part that is validated on."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from models.errors import InputError, did_you_mean
 from scaling.config import RunConfig
 from scaling.data.batches import cut, valid_starts
 from scaling.data.store import open_store
+from scaling.data.task import TaskStore
 
 
 def validation_rows(config: RunConfig, source: str, n: int) -> dict[str, np.ndarray]:
@@ -20,7 +22,7 @@ def validation_rows(config: RunConfig, source: str, n: int) -> dict[str, np.ndar
     T = config.data.seq_len
     if task := getattr(store, "task", None):
         task.check(T)
-        rows = task.rows("valid", np.arange(n if task.n_valid is None else min(n, task.n_valid)), T)
+        rows = rows_of(store, n if task.n_valid is None else min(n, task.n_valid), T)
         if "tokens_BU" not in rows:
             raise InputError(f"source = {store.source!r}: has pairs; name a source of single answers")
         return rows
@@ -28,6 +30,20 @@ def validation_rows(config: RunConfig, source: str, n: int) -> dict[str, np.ndar
     starts = valid_starts(dataclasses.replace(config, data=data), store)
     evenly = starts[np.linspace(0, len(starts) - 1, min(n, len(starts))).astype(int)]
     return {"tokens_BU": cut({"tokens_BU": store.valid}, evenly, T)["tokens_BU"]}
+
+
+@functools.lru_cache(maxsize=8)
+def rows_of(store: TaskStore, n: int, T: int) -> dict[str, np.ndarray]:
+    """The first n rows that a task is validated on. Kept, as a sweep's runs are asked about the same; not to be written
+    to.
+    """
+    return store.task.rows("valid", np.arange(n), T)
+
+
+@functools.lru_cache(maxsize=8)
+def oracle_of(store: TaskStore, n: int, T: int) -> np.ndarray | None:
+    """What the targets of `rows_of` cost who knows the task. Kept likewise."""
+    return store.task.oracle("valid", np.arange(n), T)
 
 
 def store_of(config: RunConfig, source: str) -> Any:

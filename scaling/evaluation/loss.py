@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from scaling.evaluation import Evaluation, Row, row
-from scaling.evaluation._rows import store_of, subset_of, validation_rows
+from scaling.evaluation._rows import oracle_of, store_of, subset_of, validation_rows
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Loss(Evaluation):
         rows = [ratio_row("loss", loss_BT, weight_BT, self.subset)]
         store = store_of(config, self.source)
         oracle_BT = None
-        if task := getattr(store, "task", None):
-            oracle_BT = task.oracle("valid", np.arange(len(loss_BT)), config.data.seq_len)
+        if getattr(store, "task", None):
+            oracle_BT = oracle_of(store, len(loss_BT), config.data.seq_len)
         if oracle_BT is not None and np.isfinite(oracle_BT[weight_BT]).all():
             rows.append(ratio_row("excess", loss_BT - np.nan_to_num(oracle_BT), weight_BT, self.subset))
         return rows

@@ -131,7 +131,9 @@ class Queue:
         """The programs of runs that someone has begun: looked up where one of those waiting is short."""
         if not any(self.units[i].flops < SHORT for i in waiting):
             return set()
-        names = set(os.listdir(self.folder / "runs"))
+        names: set[str] = set()
+        with contextlib.suppress(OSError):  # not there yet, or away for a moment: the order is all that hangs on it
+            names.update(os.listdir(self.folder / "runs"))
         return {program for unit, program in zip(self.units, self.programs, strict=True) if unit.run_id in names}
 
     def loads(self, begun: set[int], i: int) -> int:

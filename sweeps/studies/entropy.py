@@ -61,7 +61,7 @@ def runs_of(source: str, sizes: tuple[str, ...], D: tuple[float, ...], dial: flo
 
 def study(dial: float = 1.0, tiny: bool = False) -> Study:
     M = 1e6
-    sizes, few, D, made = SIZES, SIZES[:4], (0.5 * M, M, 2 * M, 4 * M, 8 * M), {"dial": dial}
+    sizes, few, D, made = SIZES, SIZES[:4], (0.375 * M, 0.75 * M, 1.5 * M, 3 * M, 6 * M), {"dial": dial}
     if tiny:
         sizes, few, D, made = SIZES[:3], SIZES[:1], (M, 2 * M, 4 * M), {"dial": 0.01, "layers": 1}
     main = runs_of(MAIN, sizes, D, **made)
@@ -69,7 +69,7 @@ def study(dial: float = 1.0, tiny: bool = False) -> Study:
     controls = union(
         runs_of(NOISY, few, D[:4], **made),
         runs_of(STEEP, few, D[:4], **made),
-        seeds(runs_of(REDRAWN, ("S1", "S3"), (4 * M,), **made), 2),
+        seeds(runs_of(REDRAWN, ("S1", "S3"), (max(D[:4]),), **made), 2),
         runs_of(GRAPH, few, D[:4], **made),
     )
     runs = union(main, seeds(again, 2 if tiny else 3), controls)
@@ -77,7 +77,7 @@ def study(dial: float = 1.0, tiny: bool = False) -> Study:
         "entropy",
         QUESTION,
         runs,
-        (EvaluationSpec("loss", {"subset": "answer", "n": 128 if tiny else 4096}),),
+        (EvaluationSpec("loss", {"subset": "answer", "n": 128 if tiny else 2048}),),
         claims(),
         table=table_rows,
         figures=figures,
